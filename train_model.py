@@ -1,0 +1,247 @@
+"""Train the CNN, save it and draw its training curves.
+
+    python train_model.py [--data mnist | digits | PATH] [--epochs 10] [--model FILE.h5] ...
+"""
+
+import argparse
+import contextlib
+import glob
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from load_data import DATA_HELP, InputError, load_data, run  # first: it quietens TensorFlow's start
+from build_model import build_model
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+try:
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+except ValueError as error:  # MPLBACKEND names no backend
+    sys.exit(f"error: {error}")
+
+# The recipe. Each value was chosen on the last 10,000 training images (see the README).
+EPOCHS = 10
+BATCH_SIZE = 128  # the fastest on 2 CPU cores; larger batches were less accurate
+PEAK_RATE = 4e-3  # Adam's learning rate at the top of the cycle
+WARM_UP = 0.2  # part of the run in which the rate climbs
+ROTATION = 10  # largest angle, degrees
+SCALING = 0.1  # largest change of width and of height
+SHIFT = 2  # largest shift, pixels
+STEPS_PER_EXECUTION = 8  # fewer returns to Python: the same steps, sooner
+
+
+def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, model=None, augment=True):
+    """Train the CNN on `data`, save it to the file `model` and its curves beside it.
+
+    The test set is used for the curves only; nothing is chosen by it. The same seed gives
+    the same weights, bit for bit, on the same machine and versions.
+
+    Args:
+        data: a source that `load_data()` takes.
+        epochs, batch_size: positive integers.
+        seed: integer from 0 to 2**32 - 1.
+        model: path ending in .h5; default: `model_file(data)` in the current folder. It
+            appears whole or not at all.
+        augment: whether to distort the training images at random.
+
+    Returns:
+        Keras's `History`; its `history` holds loss, accuracy, val_loss and val_accuracy
+        (fractions, not percent) by epoch.
+
+    Raises:
+        InputError: bad data, a folder that can't be written, a loss that became NaN.
+    """
+    model = Path(model or model_file(data))
+    with whole_file(model) as temporary:
+        X_train, y_train, X_test, y_test = load_data(data)
+        keras.utils.set_random_seed(seed)
+        network = build_model()
+        steps = epochs * math.ceil(len(X_train) / batch_size)
+        network.optimizer.learning_rate = one_cycle(steps)
+        network.steps_per_execution = STEPS_PER_EXECUTION
+        history = network.fit(
+            batches(X_train, y_train, batch_size, seed, augment),
+            epochs=epochs,
+            validation_data=batches(X_test, y_test, 1000),
+            callbacks=[keras.callbacks.TerminateOnNaN()],
+            shuffle=False,  # `batches` has done it
+            verbose=progress(),
+        )
+        if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
+            raise InputError(f"the loss became NaN in epoch {len(history.epoch)}: training stopped, {model} is as it was")
+        save(network, temporary, model)
+    print(f"Saved {model}")
+    save_picture(model.with_name(f"{model.stem}_curves.png"), draw_history, history.history)
+    return history
+
+
+def model_file(data):
+    """Return the default name of the model file: it carries the data's name."""
+    name = data if data in ("mnist", "digits") else Path(data).resolve().stem
+    return f"{name}_classification_model.h5"
+
+
+def one_cycle(steps):
+    """Return a learning rate that climbs, then falls along a cosine to 0 at the last step."""
+    warm_up = int(WARM_UP * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        PEAK_RATE / 100, steps - warm_up, warmup_target=PEAK_RATE, warmup_steps=warm_up
+    )
+
+
+def batches(X, y, batch_size, seed=None, augment=False):
+    """Return a tf.data.Dataset of (images, labels) batches, the last one maybe smaller.
+
+    With a seed, each epoch has a new order, and new distortions with `augment`.
+    """
+    images, labels = tf.constant(X), tf.constant(y)
+    indices = tf.data.Dataset.range(len(X))
+    if seed is not None:
+        indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
+    noise = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+
+    def gather(index, noise):
+        batch = tf.gather(images, index)
+        return distort(batch, noise) if augment else batch, tf.gather(labels, index)
+
+    dataset = tf.data.Dataset.zip(indices.batch(batch_size), noise).map(gather).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread would stall the end of every epoch for seconds
+    return dataset.with_options(options)
+
+
+def distort(images, seed):
+    """Rotate, scale and shift each image at random, in one interpolation.
+
+    `images` is float32 (n, 28, 28, 1), `seed` two integers that fix what comes out.
+    """
+    draw = tf.random.stateless_uniform((5, len(images)), seed, -1.0, 1.0)
+    angle = draw[0] * math.radians(ROTATION)
+    width, height = 1 + SCALING * draw[1], 1 + SCALING * draw[2]
+    # The matrix leads from a pixel of the result back to the image, about the centre.
+    a, b = width * tf.cos(angle), -width * tf.sin(angle)
+    c, d = height * tf.sin(angle), height * tf.cos(angle)
+    centre = (images.shape[1] - 1) / 2
+    x = centre - centre * (a + b) + SHIFT * draw[3]
+    y = centre - centre * (c + d) + SHIFT * draw[4]
+    zero = tf.zeros_like(a)
+    transform = tf.stack([a, b, x, c, d, y, zero, zero], axis=1)
+    return keras.ops.image.affine_transform(images, transform)
+
+
+def progress():
+    """Return Keras's `verbose`: a progress bar on a terminal, a line per epoch in a file."""
+    return 1 if sys.stdout.isatty() else 2
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Yield a temporary file beside `path`, which takes that name only if the block ends well.
+
+    It is made at once, so an output folder that can't be written is known at the start.
+    Raises InputError.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "Is a directory")
+        temporary.touch()
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror})") from error
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.[0-9]*{path.suffix}"):
+        if leftover.stat().st_mtime < time.time() - 86_400:  # a run that was killed left it
+            leftover.unlink(missing_ok=True)
+
+
+def save(network, temporary, model):
+    """Write `network` to the file `temporary`, which stands in for `model`. Raises InputError."""
+    legacy = logging.getLogger("absl")
+    is_news = lambda record: "HDF5" not in record.getMessage()  # .h5 is what the user asked for
+    legacy.addFilter(is_news)
+    try:
+        network.save(temporary)
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError when the disk is full
+        raise InputError(f"{model}: could not be saved ({error})") from error
+    finally:
+        legacy.removeFilter(is_news)
+
+
+def save_picture(path, draw, *args):
+    """Save the figure that `draw(*args)` returns, and show it where there is a display."""
+    try:
+        figure = draw(*args)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+    except (ImportError, OSError) as error:  # a MPLBACKEND that can't run here, a full disk
+        raise InputError(f"{path}: could not be drawn ({error})") from error
+    print(f"Saved {path}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*non-interactive")  # no display: nothing to show
+        plt.show()
+    plt.close(figure)
+
+
+def draw_history(history):
+    """Return a figure of accuracy and loss by epoch, for training and test images."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    epochs = range(1, len(history["loss"]) + 1)
+    for ax, name in zip(axes, ("accuracy", "loss")):
+        ax.plot(epochs, history[name], marker="o", label="Train")
+        ax.plot(epochs, history[f"val_{name}"], marker="s", label="Test")
+        ax.set(title=f"Model {name}", xlabel="Epoch", ylabel=name.capitalize())
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend()
+    return figure
+
+
+def whole_number(minimum, maximum=2**32 - 1):
+    """Return a converter for argparse: text to an integer from `minimum` to `maximum`."""
+
+    def convert(text):
+        number = int(text)
+        if not minimum <= number <= maximum:
+            raise argparse.ArgumentTypeError(f"{number} is not from {minimum} to {maximum}")
+        return number
+
+    convert.__name__ = "integer"  # argparse names it when the text is no number
+    return convert
+
+
+def h5_file(text):
+    """Convert text to a path for argparse, which must end in .h5."""
+    if not text.endswith(".h5"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .h5")
+    return Path(text)
+
+
+def main():
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(
+        description="Train the CNN, save it and draw its training curves.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", default="mnist", help=DATA_HELP)
+    parser.add_argument("--epochs", type=whole_number(1), default=EPOCHS, help="passes over the training images")
+    parser.add_argument("--batch-size", type=whole_number(1), default=BATCH_SIZE, help="images in a training step")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="fixes weights, order and distortions")
+    parser.add_argument("--model", type=h5_file, metavar="FILE.h5", default=argparse.SUPPRESS, help="where to save (default: the data's name with _classification_model.h5, here)")
+    parser.add_argument("--no-augment", dest="augment", action="store_false", help="train on the images undistorted")
+    train_model(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    run(main)
