@@ -165,22 +165,18 @@ def enlarge_digits():
 
 def read_npz(path):
     """Return the arrays x_train, y_train, x_test, y_test of an .npz file."""
-    arrays = []
+    arrays, where = [], path
     try:
         with zipfile.ZipFile(path) as archive:
             for name in ("x_train", "y_train", "x_test", "y_test"):
-                member = f"{name}.npy"
-                if member not in archive.namelist():
-                    raise InputError(f"{path}: has no array {name}; expected x_train, y_train, x_test and y_test")
+                where = f"{path}: {name}"
                 # zipfile never unpacks more than the size that a member declares.
-                if archive.getinfo(member).file_size > MAX_IMAGES * math.prod(IMAGE_SHAPE):
-                    raise InputError(f"{path}: {name}: larger than {MAX_IMAGES} images of 28x28 bytes")
-                with archive.open(member) as file:
+                if archive.getinfo(f"{name}.npy").file_size > MAX_IMAGES * math.prod(IMAGE_SHAPE):
+                    raise ValueError(f"larger than {MAX_IMAGES} images of 28x28 bytes")
+                with archive.open(f"{name}.npy") as file:
                     arrays.append(np.lib.format.read_array(file, allow_pickle=False))
-    except InputError:
-        raise
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
-        raise InputError(f"{path}: {name}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     return arrays
 
 

@@ -85,8 +85,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
 
 def model_file(data):
     """Return the default name of the model file: it carries the data's name."""
-    name = data if data in ("mnist", "digits") else Path(data).resolve().stem
-    return f"{name}_classification_model.h5"
+    path = Path(os.path.abspath(data))
+    return f"{path.name if path.is_dir() else path.stem}_classification_model.h5"
 
 
 def one_cycle(steps):
