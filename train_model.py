@@ -70,7 +70,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         history = network.fit(
             batches(X_train, y_train, batch_size, seed, augment),
             epochs=epochs,
-            validation_data=batches(X_test, y_test, 1000),
+            validation_data=batches(X_test, y_test, batch_size),
             callbacks=[keras.callbacks.TerminateOnNaN()],
             shuffle=False,  # `batches` has done it
             verbose=progress(),
@@ -102,15 +102,16 @@ def batches(X, y, batch_size, seed=None, augment=False):
 
     With a seed, each epoch has a new order, and new distortions with `augment`.
     """
-    images, labels = tf.constant(X), tf.constant(y)
     indices = tf.data.Dataset.range(len(X))
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
     noise = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def gather(index, noise):
-        batch = tf.gather(images, index)
-        return distort(batch, noise) if augment else batch, tf.gather(labels, index)
+        # In NumPy: as tensors, the images would lie in memory twice.
+        images, labels = tf.numpy_function(lambda i: (X[i], y[i]), [index], (X.dtype, y.dtype), stateful=False)
+        images, labels = tf.ensure_shape(images, (None, *X.shape[1:])), tf.ensure_shape(labels, (None, *y.shape[1:]))
+        return distort(images, noise) if augment else images, labels
 
     dataset = tf.data.Dataset.zip(indices.batch(batch_size), noise).map(gather).prefetch(2)
     options = tf.data.Options()
@@ -123,7 +124,7 @@ def distort(images, seed):
 
     `images` is float32 (n, 28, 28, 1), `seed` two integers that fix what comes out.
     """
-    draw = tf.random.stateless_uniform((5, len(images)), seed, -1.0, 1.0)
+    draw = tf.random.stateless_uniform((5, tf.shape(images)[0]), seed, -1.0, 1.0)
     angle = draw[0] * math.radians(ROTATION)
     width, height = 1 + SCALING * draw[1], 1 + SCALING * draw[2]
     # The matrix leads from a pixel of the result back to the image, about the centre.
