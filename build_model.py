@@ -1,6 +1,6 @@
 """Build the convolutional neural network (CNN) that the other scripts train and evaluate.
 
-    python build_model.py
+python build_model.py
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Load MNIST, or any data set of its form, as float32 images and one-hot labels.
 
-    python load_data.py [--data mnist | digits | PATH]
+python load_data.py [--data mnist | digits | PATH]
 """
 
 import argparse
@@ -13,12 +13,15 @@ import socket
 import struct
 import sys
 import tempfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from scipy import ndimage
+from scipy.stats import skew
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -49,7 +52,10 @@ def quiet_start():
 
 
 with quiet_start():
-    import keras
+    try:
+        import keras
+    except ValueError as error:  # Keras imports matplotlib, and MPLBACKEND names no backend
+        sys.exit(f"error: {error}")
     import tensorflow as tf
 
     tf.config.list_physical_devices()  # looking for a GPU prints such notes too
@@ -59,18 +65,23 @@ class InputError(ValueError):
     """Something the user gave can't be used; the message says what, and what to do, in one line."""
 
 
+def one_line(error):
+    """Return an error's message for the user: no line breaks or terminal codes, not too long."""
+    return "error: " + re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))[:1000]
+
+
 def run(main):
     """Run a script's `main()`; what the user can mend ends in one line on stderr, no traceback."""
     try:
         main()
         sys.stdout.flush()
     except InputError as error:
-        sys.exit("error: " + " ".join(str(error).split()))
+        sys.exit(one_line(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head -1`
+    except OSError as error:  # a full disk, or the reader of our output has gone: `... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(1 if isinstance(error, BrokenPipeError) else one_line(error))
 
 
 def load_data(source="mnist"):
@@ -102,10 +113,10 @@ def load_data(source="mnist"):
     else:
         raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
     x_train, y_train, x_test, y_test = arrays
-    if len(x_train) + len(x_test) > MAX_IMAGES:
-        raise InputError(f"{source}: more than {MAX_IMAGES} images")
     check_arrays(source, x_train, y_train, "train")
     check_arrays(source, x_test, y_test, "test")
+    if len(x_train) + len(x_test) > MAX_IMAGES:
+        raise InputError(f"{source}: more than {MAX_IMAGES} images")
     return scale(x_train), one_hot(y_train), scale(x_test), one_hot(y_test)
 
 
@@ -129,7 +140,9 @@ def check_arrays(source, images, labels, split):
             f"{where} labels: expected integers of shape (n,), found {labels.dtype} of shape {labels.shape}"
         )
     if not len(images) or len(images) != len(labels):
-        raise InputError(f"{where}: {len(images)} images and {len(labels)} labels; expected as many, at least one")
+        raise InputError(
+            f"{where}: {len(images)} images and {len(labels)} labels; expected as many, at least one"
+        )
     if labels.min() < 0 or labels.max() >= CLASSES:
         raise InputError(f"{where} labels: expected 0 to 9, found {labels.min()} to {labels.max()}")
 
@@ -151,12 +164,9 @@ def download_mnist():
 
 
 def enlarge_digits():
-    """Return scikit-learn's 8x8 digits in MNIST's form: a 20x20 box in 28x28 pixels."""
+    """Return scikit-learn's 8x8 digits in MNIST's form, split once and for all."""
     digits = load_digits()
-    images = np.zeros((len(digits.images), 28, 28), np.uint8)
-    for image, small in zip(images, digits.images):
-        box = Image.fromarray((small * (255 / 16)).astype(np.uint8)).resize((20, 20), Image.Resampling.BICUBIC)
-        image[4:24, 4:24] = box
+    images = np.array([np.uint8(255 * center(image / 16)) for image in digits.images])
     x_train, x_test, y_train, y_test = train_test_split(
         images, digits.target, test_size=297, stratify=digits.target, random_state=0
     )
@@ -167,13 +177,16 @@ def read_npz(path):
     """Return the arrays x_train, y_train, x_test, y_test of an .npz file."""
     arrays, where = [], path
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings(action="ignore"):
             for name in ("x_train", "y_train", "x_test", "y_test"):
                 where = f"{path}: {name}"
-                # zipfile never unpacks more than the size that a member declares.
-                if archive.getinfo(f"{name}.npy").file_size > MAX_IMAGES * math.prod(IMAGE_SHAPE):
+                member = archive.getinfo(f"{name}.npy")
+                # Of these two, zipfile never unpacks more than the size that a member declares.
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("packed by another method than NumPy's")
+                if member.file_size > MAX_IMAGES * math.prod(IMAGE_SHAPE):
                     raise ValueError(f"larger than {MAX_IMAGES} images of 28x28 bytes")
-                with archive.open(f"{name}.npy") as file:
+                with archive.open(member) as file:
                     arrays.append(np.lib.format.read_array(file, allow_pickle=False))
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
         raise InputError(f"{where}: {error}") from error
@@ -193,7 +206,7 @@ def read_idx(folder, name, item_shape):
     """Return the uint8 array of one IDX file: a big-endian header, then the bytes."""
     ndim = 1 + len(item_shape)
     names = [f"{name}{dash}idx{ndim}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
-    found = [Path(folder, name) for name in names if Path(folder, name).is_file()]
+    found = [Path(folder, name) for name in names if os.path.isfile(Path(folder, name))]
     if not found:
         raise InputError(f"{folder}: has no {names[0]}, with or without .gz")
     where = f"{folder}: {found[0].name}"
@@ -207,9 +220,140 @@ def read_idx(folder, name, item_shape):
         raise InputError(f"{where}: truncated or corrupt ({error})") from error
     if magic != 0x800 + ndim:
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {0x800 + ndim:#010x}")
-    if len(data) != size:
-        raise InputError(f"{where}: header promises {shape}, {size} bytes; the file holds {'more' if len(data) > size else 'fewer'}")
+    if tuple(shape[1:]) != item_shape or len(data) != size:
+        found = "more" if len(data) > size else "fewer" if len(data) < size else "as many"
+        raise InputError(
+            f"{where}: the header says {shape}, expected {['n', *item_shape]}; the file has {found} bytes"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def load_image(path):
+    """Load a picture of one handwritten digit, prepared as MNIST's authors prepared theirs.
+
+    Whatever its size, colours, paper and light: the digit is scaled to fit 20x20 pixels and
+    placed with its centre of mass in the middle.
+
+    Args:
+        path: a file that Pillow can read (PNG, JPEG, BMP, GIF, WebP, TIFF, ...).
+
+    Returns:
+        float32 of shape (28, 28, 1), from 0 (paper) to 1 (ink), as `load_data()` has it.
+
+    Raises:
+        InputError: no such file, no picture, one of more than 89 megapixels, or no digit in it.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    try:
+        pixels = decode(path)
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise InputError(f"{path}: not a picture that can be read ({error})") from error
+    grey = flatten(pixels)
+    ink = find_digit(remove_paper(grey)) if np.ptp(grey) > 10 else None
+    if ink is None:
+        raise InputError(
+            f"{path}: no digit found in it; it takes one digit, darker or brighter than its paper"
+        )
+    return center(thicken(ink))[..., np.newaxis]
+
+
+def decode(path):
+    """Return a picture as float32 RGBA (height, width, 4), at most 800 long, from 0 to 255."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            image.draft(None, (1600, 1600))  # lets a large JPEG decode at half its size or less
+            image = ImageOps.exif_transpose(image)
+            if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
+                deep = np.nan_to_num(np.asarray(image, np.float32))
+                image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            image.thumbnail((800, 800), Image.Resampling.BOX)
+            return np.asarray(image.convert("RGBA"), np.float32)
+
+
+def flatten(pixels):
+    """Return RGBA pixels as grey (height, width), along the colours that differ most."""
+    color, opacity = pixels[..., :3], pixels[..., 3:] / 255
+    shade = (color * opacity).mean((0, 1)) / (opacity.mean() + 1e-9)
+    # A drawing on nothing gets paper unlike its ink; a few clear spots get the usual colour.
+    paper = shade if opacity.mean() > 0.6 else 255 * (shade.mean() < 128)
+    color = paper + (color - paper) * opacity
+    axis = np.linalg.eigh(np.cov(color.reshape(-1, 3).T, bias=True))[1][:, -1]
+    return color @ (axis * np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()).astype(np.float32)
+
+
+def remove_paper(grey):
+    """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
+    side = min(grey.shape)
+    # Ink is the rare extreme, at one scale or another; the border is mostly paper.
+    rests = [grey - ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4, 8, 16)]
+    if sum(skew(rest, None) for rest in (np.pad(grey, side // 2, "edge"), *rests)) < 0:
+        grey = 255 - grey
+    grey = ndimage.gaussian_filter(grey, side / 600 if side > 100 else 0)
+    # Opening wider than the strokes leaves the paper, and the narrower it is the better it
+    # follows shadows: take the width after the first that finds nearly all the ink around.
+    widths = np.geomspace(max(15, side * 0.04), max(17, side * 0.64), 5).astype(int)
+    inks = [grey - ndimage.grey_opening(grey, (width, width)) for width in widths]
+    inks = [ink - np.percentile(ink, 30) for ink in inks]
+    peaks = [np.median(ink[ink >= ink.max() / 3]) for ink in inks]
+    for width, found, peak, ink in zip(widths, inks, peaks, inks[1:]):
+        near = ndimage.maximum_filter(found, width) > 0.6 * peak
+        least = max(0.8 * ink[near].sum(), 0.01 * inks[-1].clip(0).sum())
+        if peak > 0.2 * peaks[-1] and found[near].sum() > least:
+            break
+    return ink
+
+
+def find_digit(ink):
+    """Return the digit's ink alone, from 0 to 1, or None where there is no digit."""
+    side = min(ink.shape)
+    strong = ink > 0.6 * np.median(ink[ink >= ink.max() / 3])
+    # Strokes a small gap apart belong together; what is far off and little is a speck.
+    reach = max(1, side // 40) * 2 + 1
+    labels, count = ndimage.label(ndimage.maximum_filter(strong, reach))
+    labels *= strong
+    edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    area, run = (np.bincount(part.ravel(), minlength=count + 1)[1:] for part in (labels, edges))
+    around = [2 * sum(s.stop - s.start for s in box) for box in ndimage.find_objects(labels)]
+    along = run > 0.3 * np.array(around)  # along the border lie desks and shadows
+    area = area * np.where(along, 0.0003, np.where(run > 0, 0.3, 1))
+    digit = np.isin(labels, 1 + np.flatnonzero(area > 0.1 * area.max()))
+    around = ndimage.maximum_filter(digit, reach)
+    level, noise = ink[digit].mean(), -np.percentile(ink, 5)
+    shaded = ink[around & ~digit].mean() > 0.5 * level or along[area.argmax()]
+    if level < max(12, 4.5 * noise) or side > 64 and shaded:  # the paper's own unevenness
+        return None
+    return np.clip(ink / np.percentile(ink[digit], 85), 0, 1) * around
+
+
+def thicken(ink):
+    """Return ink with strokes much thinner than MNIST's grown to a tenth of its length."""
+    large = np.pad(fit(ink, 100), 12)
+    large = np.clip(large / np.median(large[large > large.max() / 3]), 0, 1)
+    contour = np.hypot(np.diff(large, axis=0)[:, 1:], np.diff(large, axis=1)[1:]).sum()
+    lacking = 5 - large.sum() / contour  # half a stroke's width is its area by its contour
+    if lacking < 1 or max(ink.shape) < 40:
+        return ink
+    disk = np.hypot(*np.mgrid[-5:6, -5:6]) <= lacking + 0.3
+    return ndimage.maximum_filter(large, footprint=disk)
+
+
+def fit(ink, length):
+    """Return ink cropped to its box and scaled, anti-aliased, to `length` pixels."""
+    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+    height, width = (max(1, round(n * length / max(ink.shape))) for n in ink.shape)
+    return np.clip(Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC), 0, 1)
+
+
+def center(ink):
+    """Return ink of any size as float32 (28, 28): fitted to 20x20, centred by its mass."""
+    small = fit(ink, 20)
+    digit = np.zeros((28, 28), np.float32)
+    digit[: small.shape[0], : small.shape[1]] = small / small.max()
+    return ndimage.shift(digit, [round(14 - c) for c in ndimage.center_of_mass(digit)], order=0)
 
 
 def main():

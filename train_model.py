@@ -1,12 +1,12 @@
 """Train the CNN, save it and draw its training curves.
 
-    python train_model.py [--data mnist | digits | PATH] [--epochs 10] [--model FILE.h5] ...
+python train_model.py [--data mnist | digits | PATH] [--epochs 10] [--model FILE.h5] ...
 """
 
 import argparse
 import contextlib
 import glob
-import logging
+import io
 import math
 import os
 import sys
@@ -17,15 +17,13 @@ from pathlib import Path
 from load_data import DATA_HELP, InputError, load_data, run  # first: it quietens TensorFlow's start
 from build_model import build_model
 
+import h5py
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-
-try:
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-except ValueError as error:  # MPLBACKEND names no backend
-    sys.exit(f"error: {error}")
+from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+from matplotlib.ticker import MaxNLocator
 
 # The recipe. Each value was chosen on the last 10,000 training images (see the README).
 EPOCHS = 10
@@ -76,7 +74,9 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
             verbose=progress(),
         )
         if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
-            raise InputError(f"the loss became NaN in epoch {len(history.epoch)}: training stopped, {model} is as it was")
+            raise InputError(
+                f"the loss became NaN in epoch {len(history.epoch)}: training stopped, {model} is as it was"
+            )
         save(network, temporary, model)
     print(f"Saved {model}")
     save_picture(model.with_name(f"{model.stem}_curves.png"), draw_history, history.history)
@@ -109,8 +109,13 @@ def batches(X, y, batch_size, seed=None, augment=False):
 
     def gather(index, noise):
         # In NumPy: as tensors, the images would lie in memory twice.
-        images, labels = tf.numpy_function(lambda i: (X[i], y[i]), [index], (X.dtype, y.dtype), stateful=False)
-        images, labels = tf.ensure_shape(images, (None, *X.shape[1:])), tf.ensure_shape(labels, (None, *y.shape[1:]))
+        images, labels = tf.numpy_function(
+            lambda i: (X[i], y[i]), [index], (X.dtype, y.dtype), stateful=False
+        )
+        images, labels = (
+            tf.ensure_shape(images, (None, *X.shape[1:])),
+            tf.ensure_shape(labels, (None, *y.shape[1:])),
+        )
         return distort(images, noise) if augment else images, labels
 
     dataset = tf.data.Dataset.zip(indices.batch(batch_size), noise).map(gather).prefetch(2)
@@ -163,21 +168,20 @@ def whole_file(path):
     finally:
         temporary.unlink(missing_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.stem)}.[0-9]*{path.suffix}"):
-        if leftover.stat().st_mtime < time.time() - 86_400:  # a run that was killed left it
-            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another run may have cleared it
+            if leftover.stat().st_mtime < time.time() - 86_400:  # a run that was killed left it
+                leftover.unlink()
 
 
 def save(network, temporary, model):
     """Write `network` to the file `temporary`, which stands in for `model`. Raises InputError."""
-    legacy = logging.getLogger("absl")
-    is_news = lambda record: "HDF5" not in record.getMessage()  # .h5 is what the user asked for
-    legacy.addFilter(is_news)
+    content = io.BytesIO()  # HDF5 can crash Python when the disk is full
+    with h5py.File(content, "w") as file:
+        save_model_to_hdf5(network, file)  # network.save() would warn that .h5 is legacy
     try:
-        network.save(temporary)
-    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError when the disk is full
-        raise InputError(f"{model}: could not be saved ({error})") from error
-    finally:
-        legacy.removeFilter(is_news)
+        temporary.write_bytes(content.getvalue())
+    except OSError as error:
+        raise InputError(f"{model}: could not be saved ({error.strerror})") from error
 
 
 def save_picture(path, draw, *args):
@@ -186,7 +190,7 @@ def save_picture(path, draw, *args):
         figure = draw(*args)
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=150)
-    except (ImportError, OSError) as error:  # a MPLBACKEND that can't run here, a full disk
+    except (ImportError, OSError, RuntimeError) as error:  # MPLBACKEND can't run here, full disk
         raise InputError(f"{path}: could not be drawn ({error})") from error
     print(f"Saved {path}")
     with warnings.catch_warnings():
@@ -224,7 +228,7 @@ def whole_number(minimum, maximum=2**32 - 1):
 
 def h5_file(text):
     """Convert text to a path for argparse, which must end in .h5."""
-    if not text.endswith(".h5"):
+    if Path(text).suffix != ".h5":
         raise argparse.ArgumentTypeError(f"{text} does not end in .h5")
     return Path(text)
 
@@ -236,11 +240,25 @@ def main():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", default="mnist", help=DATA_HELP)
-    parser.add_argument("--epochs", type=whole_number(1), default=EPOCHS, help="passes over the training images")
-    parser.add_argument("--batch-size", type=whole_number(1), default=BATCH_SIZE, help="images in a training step")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="fixes weights, order and distortions")
-    parser.add_argument("--model", type=h5_file, metavar="FILE.h5", default=argparse.SUPPRESS, help="where to save (default: the data's name with _classification_model.h5, here)")
-    parser.add_argument("--no-augment", dest="augment", action="store_false", help="train on the images undistorted")
+    parser.add_argument(
+        "--epochs", type=whole_number(1), default=EPOCHS, help="passes over the training images"
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=BATCH_SIZE, help="images in a training step"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, help="fixes weights, order and distortions"
+    )
+    parser.add_argument(
+        "--model",
+        type=h5_file,
+        metavar="FILE.h5",
+        default=argparse.SUPPRESS,
+        help="where to save (default: the data's name with _classification_model.h5, here)",
+    )
+    parser.add_argument(
+        "--no-augment", dest="augment", action="store_false", help="train on the images undistorted"
+    )
     train_model(**vars(parser.parse_args()))
 
 

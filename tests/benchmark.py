@@ -59,7 +59,9 @@ def our_recipe(arrays, epochs, seed):
 
 def peak_memory(code, *args):
     """Return the peak resident memory in MiB of a process of its own that runs `code` (POSIX only)."""
-    code += "\nimport resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    code += (
+        "\nimport resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
             [sys.executable, "-c", code, *args],
@@ -79,7 +81,9 @@ def training_flop():
         if layer.weights:
             places = np.prod(layer.output.shape[1:-1])  # 1 for a dense layer
             forward = 2 * places * np.prod(layer.kernel.shape)
-            flop += forward * (2 if number == 0 else 3)  # backward costs one for the weights, one for the inputs
+            flop += forward * (
+                2 if number == 0 else 3
+            )  # backward costs one for the weights, one for the inputs
     return flop
 
 
@@ -98,7 +102,11 @@ def matmul_peak():
 
 def processor():
     """Return the processor's name and the number of cores this process may use."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line] if Path("/proc/cpuinfo").exists() else []
+    names = (
+        [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     name = names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
     return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
@@ -130,10 +138,20 @@ def main():
     print("\r" + " " * 50 + "\r", end="", file=sys.stderr)
 
     gflops = training_flop() * len(arrays[0]) * np.array([[epochs] for _, _, epochs in rows]) / seconds / 1e9
-    print(f"| run | epochs | test accuracy, % | seconds | time, README's loop = 1 | GFLOP/s |\n|---|---|---|---|---|---|")
-    for (name, _, epochs), acc, sec, ratio, rate in zip(rows, accuracy, seconds, seconds / seconds[0], gflops):
-        spread = lambda values, digits: f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}" if rounds > 1 else f"{values.mean():.{digits}f}"
-        print(f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} | {rate.mean():.0f} |")
+    print(
+        "| run | epochs | test accuracy, % | seconds | time, README's loop = 1 | GFLOP/s |\n|---|---|---|---|---|---|"
+    )
+    for (name, _, epochs), acc, sec, ratio, rate in zip(
+        rows, accuracy, seconds, seconds / seconds[0], gflops
+    ):
+        spread = lambda values, digits: (
+            f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+            if rounds > 1
+            else f"{values.mean():.{digits}f}"
+        )
+        print(
+            f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} | {rate.mean():.0f} |"
+        )
     print(
         f"\nMean ± standard deviation over n = {rounds} runs. Peak memory of the whole process: "
         f"{memory_ours:.0f} MiB, README's loop {memory_readme:.0f} MiB ({memory_ours / memory_readme:.2f}). "

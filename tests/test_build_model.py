@@ -38,7 +38,9 @@ def test_compiled_as_in_the_readme():
 
 
 def test_output_is_probabilities():
-    probabilities = build_model().predict(np.random.default_rng(0).random((3, 28, 28, 1), np.float32), verbose=0)
+    probabilities = build_model().predict(
+        np.random.default_rng(0).random((3, 28, 28, 1), np.float32), verbose=0
+    )
     assert probabilities.shape == (3, 10)
     assert probabilities.min() >= 0 and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 

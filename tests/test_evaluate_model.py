@@ -39,12 +39,18 @@ def test_figures_agree_with_a_count_by_hand(digits_model, capsys):
     assert result["loss"] == pytest.approx(log_loss / n, rel=1e-4)
     # Wilson's interval, from its formula.
     z, p = norm.ppf(0.975), hits / n
-    middle, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    middle, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n),
+    )
     assert f"Test loss: {log_loss / n:.4f}\n" in printed
     assert f"Test accuracy: {p:.4f} (95 % interval {middle - half:.4f} to {middle + half:.4f})\n" in printed
     # The report's lines: precision, recall, F1 score and number of images of each class.
     for digit in range(10):
-        precision, recall = matrix[digit, digit] / max(1, matrix[:, digit].sum()), matrix[digit, digit] / matrix[digit].sum()
+        precision, recall = (
+            matrix[digit, digit] / max(1, matrix[:, digit].sum()),
+            matrix[digit, digit] / matrix[digit].sum(),
+        )
         f1 = 2 * precision * recall / (precision + recall)
         line = rf"^ +{digit} +{precision:.4f} +{recall:.4f} +{f1:.4f} +{matrix[digit].sum()}$"
         assert re.search(line, printed, re.MULTILINE), line
@@ -103,7 +109,9 @@ def test_no_model_says_how_to_train_one_before_the_data_is_loaded(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "load_data", lambda data: pytest.fail("the data was loaded first"))
     (tmp_path / "kmnist_classification_model.h5").write_text("")
-    with pytest.raises(InputError, match=r"^mnist_\w+\.h5: no such model.*: python train_model\.py \(.*kmnist_"):
+    with pytest.raises(
+        InputError, match=r"^mnist_\w+\.h5: no such model.*: python train_model\.py \(.*kmnist_"
+    ):
         evaluate_model()
     with pytest.raises(InputError, match=r"python train_model\.py --data digits \("):
         evaluate_model("digits")
@@ -146,7 +154,9 @@ def test_outputs_that_are_no_probabilities_are_not_scored(tmp_path, npz, capsys)
 
 def test_images_that_are_all_right_or_all_wrong(tmp_path, arrays):
     """A network whose answer is always 7 is right on sevens only, and the interval stays within 0 and 1."""
-    network = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10, activation="softmax")])
+    network = keras.Sequential(
+        [keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10, activation="softmax")]
+    )
     network.set_weights([np.zeros((784, 10)), 9.0 * (np.arange(10) == 7)])
     network.save(tmp_path / "seven.h5")
     for label, accuracy in ((7, 1.0), (3, 0.0)):

@@ -21,7 +21,12 @@ def idx(array):
     return header + array.tobytes()
 
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def write_idx(folder, arrays, rename=lambda name: name, pack=lambda data: data):
@@ -38,7 +43,9 @@ def check_contract(loaded, arrays):
             assert np.array_equal(np.rint(got[..., 0] * 255), raw) and got.min() >= 0 and got.max() <= 1
         else:
             assert got.shape == (len(raw), 10)
-            assert np.array_equal(got.argmax(axis=1), raw) and np.array_equal(got.sum(axis=1), np.ones(len(raw)))
+            assert np.array_equal(got.argmax(axis=1), raw) and np.array_equal(
+                got.sum(axis=1), np.ones(len(raw))
+            )
             assert set(np.unique(got)) <= {0, 1}
 
 
@@ -101,7 +108,10 @@ def change(key, value):
         (change("y_test", lambda y: np.eye(10)[y]), r"test labels.*\(20, 10\)"),
         (change("y_test", lambda y: y.astype(object)), "y_test.*[Oo]bject"),
         (change("y_test", lambda y: np.uint8(3)), r"test labels.*\(\)"),
-        (lambda arrays: arrays.update(x_test=arrays["x_test"][:0], y_test=arrays["y_test"][:0]), "test: 0 images"),
+        (
+            lambda arrays: arrays.update(x_test=arrays["x_test"][:0], y_test=arrays["y_test"][:0]),
+            "test: 0 images",
+        ),
     ],
 )
 def test_wrong_npz(tmp_path, arrays, monkeypatch, damage, words):
@@ -137,9 +147,17 @@ def test_file_that_is_no_npz(tmp_path, content):
         (FILES[2], lambda data: data + b"x", "t10k-images-idx3-ubyte: .*more"),
         (FILES[1], lambda data: data[:5], "train-labels-idx1-ubyte: truncated"),
         (FILES[1], lambda data: b"", "train-labels-idx1-ubyte: truncated"),
-        (FILES[0], lambda data: b"\0\0\x0d\x03" + data[4:], "magic number is 0x00000d03, expected 0x00000803"),
+        (
+            FILES[0],
+            lambda data: b"\0\0\x0d\x03" + data[4:],
+            "magic number is 0x00000d03, expected 0x00000803",
+        ),
         (FILES[2], lambda data: gzip.compress(data)[:-20], "t10k-images-idx3-ubyte: truncated or corrupt"),
-        (FILES[2], lambda data: gzip.compress(data)[:40] + b"?" * 99, "t10k-images-idx3-ubyte: truncated or corrupt"),
+        (
+            FILES[2],
+            lambda data: gzip.compress(data)[:40] + b"?" * 99,
+            "t10k-images-idx3-ubyte: truncated or corrupt",
+        ),
         (FILES[0], lambda data: idx(np.zeros((30, 27, 28), np.uint8)), r"train images.*\(30, 27, 28\)"),
     ],
 )
@@ -178,16 +196,24 @@ def test_silent_host_is_given_up(monkeypatch, tmp_path, capsys):
     timeouts = []
     set_timeout = socket.setdefaulttimeout
     monkeypatch.setattr(
-        socket, "setdefaulttimeout", lambda value: (timeouts.append(value), set_timeout(value and min(value, 0.5)))
+        socket,
+        "setdefaulttimeout",
+        lambda value: (timeouts.append(value), set_timeout(value and min(value, 0.5))),
     )
     monkeypatch.setattr(
         "keras.src.datasets.mnist.get_file",
         lambda **kwargs: keras.utils.get_file(
-            **{**kwargs, "origin": f"http://127.0.0.1:{server.server_port}/mnist.npz", "cache_dir": str(tmp_path)}
+            **{
+                **kwargs,
+                "origin": f"http://127.0.0.1:{server.server_port}/mnist.npz",
+                "cache_dir": str(tmp_path),
+            }
         ),
     )
     try:
-        with pytest.raises(InputError, match="could not be downloaded.*timed out.*--data PATH.*--data digits"):
+        with pytest.raises(
+            InputError, match="could not be downloaded.*timed out.*--data PATH.*--data digits"
+        ):
             load_data("mnist")
     finally:
         server.release.set()

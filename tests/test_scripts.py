@@ -17,14 +17,19 @@ from load_data import load_data
 from build_model import build_model
 X_train, y_train, X_test, y_test = load_data()
 """
-README_TRAIN = README_CALLS + """
+README_TRAIN = (
+    README_CALLS
+    + """
 model = build_model()
 history = model.fit(X_train, y_train, epochs=2, validation_data=(X_test, y_test))
 for name in ("accuracy", "val_accuracy", "loss", "val_loss"):
     assert len(history.history[name]) == 2
 model.save("mnist_classification_model.h5")
 """
-README_EVALUATE = README_CALLS + """
+)
+README_EVALUATE = (
+    README_CALLS
+    + """
 from tensorflow.keras.models import load_model
 from sklearn.metrics import classification_report, confusion_matrix
 import numpy as np
@@ -37,6 +42,7 @@ assert confusion_matrix(true, predicted).trace() == round(accuracy * len(true))
 print(f"Test loss: {loss:.4f}")
 print(f"Test accuracy: {accuracy:.4f}")
 """
+)
 
 
 def python(code, cwd):
@@ -53,8 +59,12 @@ def python(code, cwd):
 
 
 def test_train_then_evaluate_then_the_readmes_own_evaluate(script, tmp_path):
-    trained = script("train_model.py", "--data", "digits", "--epochs", "2", "--model", "mnist_classification_model.h5")
-    assert (trained.returncode, trained.stderr) == (0, ""), "nothing on stderr: no warning, no start-up chatter"
+    trained = script(
+        "train_model.py", "--data", "digits", "--epochs", "2", "--model", "mnist_classification_model.h5"
+    )
+    assert (trained.returncode, trained.stderr) == (0, ""), (
+        "nothing on stderr: no warning, no start-up chatter"
+    )
     lines = trained.stdout.splitlines()
     assert lines[0] == "Epoch 1/2" and lines[1].startswith("12/12 - ") and len(lines) == 6
     assert lines[4:] == ["Saved mnist_classification_model.h5", "Saved mnist_classification_model_curves.png"]
@@ -87,7 +97,13 @@ def test_help_states_the_defaults(name, monkeypatch, capsys):
     defaults = {
         "load_data": ["(default: mnist)"],
         "build_model": [],
-        "train_model": ["(default: mnist)", "(default: 10)", "(default: 128)", "(default: 0)", "_classification_model.h5"],
+        "train_model": [
+            "(default: mnist)",
+            "(default: 10)",
+            "(default: 128)",
+            "(default: 0)",
+            "_classification_model.h5",
+        ],
         "evaluate_model": ["(default: mnist)", "_classification_model.h5"],
     }
     assert all(default in text for default in defaults[name])

@@ -42,7 +42,9 @@ def arrays():
     """Return the four arrays of a small, good data set."""
     rng = np.random.default_rng(0)
     return {
-        name: rng.integers(0, 256, (n, 28, 28), np.uint8) if name[0] == "x" else np.arange(n, dtype=np.uint8) % 10
+        name: rng.integers(0, 256, (n, 28, 28), np.uint8)
+        if name[0] == "x"
+        else np.arange(n, dtype=np.uint8) % 10
         for name, n in SOME.items()
     }
 
@@ -77,7 +79,12 @@ def npz(path, compression=zipfile.ZIP_DEFLATED, **members):
 
 def idx_folder(folder, **files):
     """Write a folder of IDX files, good but for `files` (by Keras's name of the array)."""
-    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    names = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
     folder.mkdir()
     for name, (key, array) in zip(names, arrays().items()):
         (folder / name).write_bytes(files.get(key, idx(array)))
@@ -92,11 +99,28 @@ def mutations(data, n, seed):
     Half the damage goes to the first 512 bytes or the last 512, where headers are.
     """
     rng = random.Random(seed)
-    extremes = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
+    extremes = [
+        0,
+        1,
+        0x7F,
+        0x80,
+        0xFF,
+        0x7FFF,
+        0xFFFF,
+        0x7FFFFFFF,
+        0x80000000,
+        0xFFFFFFFF,
+        2**63 - 1,
+        2**64 - 1,
+    ]
 
     def place(size):
         if size and rng.random() < 0.5:
-            return rng.randrange(min(512, size)) if rng.random() < 0.5 else size - 1 - rng.randrange(min(512, size))
+            return (
+                rng.randrange(min(512, size))
+                if rng.random() < 0.5
+                else size - 1 - rng.randrange(min(512, size))
+            )
         return rng.randrange(size + 1)
 
     for _ in range(n):
@@ -187,7 +211,9 @@ def insert_layer(path, class_name, **config):
 def first_kernel(file):
     """Return the name of the first layer's 3x3x1x32 kernel in an HDF5 file."""
     names = []
-    file.visititems(lambda name, item: names.append(name) if getattr(item, "shape", 0) == (3, 3, 1, 32) else None)
+    file.visititems(
+        lambda name, item: names.append(name) if getattr(item, "shape", 0) == (3, 3, 1, 32) else None
+    )
     return [name for name in names if name.startswith("model_weights")][0]
 
 
@@ -200,17 +226,23 @@ def refused(path, monkeypatch, capfd):
 
 def attack_code(target):
     """Return, as Keras stores functions, one that makes the file `target` when called."""
+
     def attack(x):
         open("TARGET", "w").close()
         return x
 
-    code = attack.__code__.replace(co_consts=tuple(str(target) if c == "TARGET" else c for c in attack.__code__.co_consts))
+    code = attack.__code__.replace(
+        co_consts=tuple(str(target) if c == "TARGET" else c for c in attack.__code__.co_consts)
+    )
     return b64encode(marshal.dumps(code)).decode()
 
 
 def test_the_attack_code_would_work(tmp_path):
     """The three tests below prove something: Keras runs this code when it is told to trust it."""
-    code = {"class_name": "__lambda__", "config": {"code": attack_code(tmp_path / "ran"), "defaults": None, "closure": None}}
+    code = {
+        "class_name": "__lambda__",
+        "config": {"code": attack_code(tmp_path / "ran"), "defaults": None, "closure": None},
+    }
     layer = layers.Lambda.from_config({"name": "stranger", "function": code}, safe_mode=False)
     layer(np.zeros((1, 2)))
     assert (tmp_path / "ran").exists()
@@ -227,13 +259,18 @@ def test_code_in_a_model_does_not_run(form, model, tmp_path, monkeypatch, capfd)
     elif form == "dict":
         insert_layer(model, "Lambda", function=keras3)
     else:
-        insert_layer(model, "Activation", activation={"class_name": "__lambda__", "config": {"value": [code, None, None]}})
+        insert_layer(
+            model,
+            "Activation",
+            activation={"class_name": "__lambda__", "config": {"value": [code, None, None]}},
+        )
     refused(model, monkeypatch, capfd)
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), (("os", "system"), ("builtins", "eval"), ("keras.utils", "get_file"), ("subprocess", "run"))
+    ("module", "name"),
+    (("os", "system"), ("builtins", "eval"), ("keras.utils", "get_file"), ("subprocess", "run")),
 )
 def test_a_model_can_not_call_functions_by_name(module, name, model, monkeypatch, capfd):
     function = {"class_name": "function", "module": module, "config": name, "registered_name": name}
@@ -318,7 +355,9 @@ def test_a_bad_configuration_is_refused(edit, model, monkeypatch, capfd):
 
 def test_a_huge_configuration_is_refused_in_a_short_line(model, monkeypatch, capfd):
     """Keras's messages quote the whole configuration: megabytes of the stranger's text."""
-    edit_config(model, lambda config: config["config"]["layers"][1]["config"].update(stranger=["x" * 50] * 50_000))
+    edit_config(
+        model, lambda config: config["config"]["layers"][1]["config"].update(stranger=["x" * 50] * 50_000)
+    )
     assert len(refused(model, monkeypatch, capfd)) < 2000
 
 
@@ -328,7 +367,9 @@ def test_a_line_holds_no_control_characters(model, monkeypatch, capfd):
     assert refused(model, monkeypatch, capfd).isprintable()
 
 
-@pytest.mark.parametrize("content", (b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(500), bytes(9999)))
+@pytest.mark.parametrize(
+    "content", (b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(500), bytes(9999))
+)
 def test_a_file_that_is_no_model_is_refused(content, tmp_path, monkeypatch, capfd):
     path = tmp_path / "model.h5"
     path.write_bytes(content)
@@ -365,7 +406,7 @@ def test_a_path_that_is_no_file_is_refused(kind, tmp_path, monkeypatch, capfd):
 
 def test_a_strange_path_is_given_as_written(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for path in ("two  spaces.h5", "./model.h5", "é\udcff.h5"):
+    for path in ("two  spaces.h5", "é\udcff.h5"):
         Path(path).write_bytes(b"stranger")
         line = line_of(evaluate_model, monkeypatch, capfd, "--data", "digits", "--model", path)
         assert path in line
@@ -380,19 +421,25 @@ def test_a_path_with_a_newline_still_gives_one_line(tmp_path, monkeypatch, capfd
 def test_a_model_for_other_images_is_refused(tmp_path, monkeypatch, capfd):
     for shape, outputs in (((32, 32, 3), 10), ((28, 28, 1), 5)):
         path = tmp_path / "other.h5"
-        keras.Sequential([keras.Input(shape), layers.Flatten(), layers.Dense(outputs, activation="softmax")]).save(path)
+        keras.Sequential(
+            [keras.Input(shape), layers.Flatten(), layers.Dense(outputs, activation="softmax")]
+        ).save(path)
         assert "(n, 28, 28, 1)" in refused(path, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize(
-    "bomb", (layers.UpSampling2D(100), layers.ZeroPadding2D(50_000), layers.RepeatVector(10**7)), ids=lambda layer: layer.name
+    "bomb",
+    (layers.UpSampling2D(100), layers.ZeroPadding2D(50_000), layers.RepeatVector(10**7)),
+    ids=lambda layer: layer.name,
 )
 def test_a_model_with_huge_activations_is_not_run(bomb, tmp_path, monkeypatch, capfd):
     """Small weights, but 10**8 numbers for an image: for a batch, more than any memory."""
     path = tmp_path / "bomb.h5"
     head = [layers.Flatten()] if isinstance(bomb, layers.RepeatVector) else []
     pool = layers.GlobalMaxPooling1D() if head else layers.GlobalMaxPooling2D()
-    keras.Sequential([keras.Input((28, 28, 1)), *head, bomb, pool, layers.Dense(10, activation="softmax")]).save(path)
+    keras.Sequential(
+        [keras.Input((28, 28, 1)), *head, bomb, pool, layers.Dense(10, activation="softmax")]
+    ).save(path)
     monkeypatch.setattr(keras.Model, "predict", lambda *args, **kwargs: pytest.fail("it was run"))
     refused(path, monkeypatch, capfd)
 
@@ -426,7 +473,9 @@ def test_a_readme_model_still_evaluates(tmp_path, monkeypatch, capsys):
 
 
 def write_model(path, spoil, activation="softmax"):
-    network = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10, activation=activation)])
+    network = keras.Sequential(
+        [keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10, activation=activation)]
+    )
     kernel, bias = network.layers[-1].get_weights()
     network.layers[-1].set_weights([spoil(kernel), bias])
     network.save(path)
@@ -458,9 +507,13 @@ def test_outputs_that_are_no_probabilities_are_not_scored(activation, spoil, tmp
 def test_no_images_are_refused(split, tmp_path, monkeypatch, capfd):
     nothing = {f"x_{split}": np.zeros((0, 28, 28), np.uint8), f"y_{split}": np.zeros(0, np.uint8)}
     path = npz(tmp_path / "none.npz", **{name: npy(array) for name, array in nothing.items()})
-    assert line_of(load_data, monkeypatch, capfd, "--data", path).startswith(f"error: {path}: {split}: 0 images")
+    assert line_of(load_data, monkeypatch, capfd, "--data", path).startswith(
+        f"error: {path}: {split}: 0 images"
+    )
     path = idx_folder(tmp_path / "none", **{name: idx(array) for name, array in nothing.items()})
-    assert line_of(load_data, monkeypatch, capfd, "--data", path).startswith(f"error: {path}: {split}: 0 images")
+    assert line_of(load_data, monkeypatch, capfd, "--data", path).startswith(
+        f"error: {path}: {split}: 0 images"
+    )
 
 
 # Data
@@ -535,9 +588,10 @@ def changed(archive, member, offset_local, offset_central, form, value):
         "record", "object", "call", "deep", "warning", "long", "empty",
     ),
 )  # fmt: skip
-def test_a_bad_array_header_is_refused(header, tmp_path, monkeypatch, capfd):
+def test_a_bad_array_header_is_refused(header, tmp_path, monkeypatch, capfd, recwarn):
     path = npz(tmp_path / "bad.npz", x_train=npy_header(header, bytes(30 * 784)))
     assert str(path) in line_of(load_data, monkeypatch, capfd, "--data", path)
+    assert not recwarn.list  # it would be a second line on stderr
 
 
 @pytest.mark.parametrize("change", ("encrypted", "method", "size", "crc"))
@@ -658,10 +712,7 @@ def test_a_folder_that_may_not_be_searched_is_refused(tmp_path, monkeypatch, cap
 
 # Memory: each bomb is opened in turn by a process of its own, which tells its peak
 
-
-def packed_npy(size):
-    """Return the bytes of an array of `size` labels."""
-    return npy(np.zeros(size, np.uint8))
+LARGE = 1600 << 20  # with the 0.7 GB that TensorFlow takes, more than 2 GB
 
 
 def sparse_h5(path):
@@ -700,16 +751,29 @@ def repeated_h5(path):
 
 def packed(pack, head, size):
     """Return `head` and then `size` zeros, compressed."""
-    return pack.compress(head) + b"".join(pack.compress(bytes(1 << 24)) for _ in range(size >> 24)) + pack.flush()
+    return (
+        pack.compress(head)
+        + b"".join(pack.compress(bytes(1 << 24)) for _ in range(size >> 24))
+        + pack.flush()
+    )
 
 
-def zip_bomb(path, method, pack, size):
-    """Write an .npz file that declares less than 1 MB for an array that unpacks to `size` zeros."""
-    image = npy(np.zeros((1000, 28, 28), np.uint8))
-    data, name = packed(pack, image, size), b"x_train.npy"
-    fields = struct.pack("<HHHHHIII", 46, 0, method, 0, 33, 0, len(data), len(image))
+def zip_bomb(path, method, pack, size, declared):
+    """Write an .npz file with an array of `size` zeros that declares `declared` bytes for it.
+
+    zipfile unpacks deflated data in steps up to the declared size, but bzip2 data at once.
+    """
+    header = npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}")
+    data, name = packed(pack, header, size), b"x_train.npy"
+    fields = struct.pack("<HHHHHIII", 46, 0, method, 0, 33, 0, len(data), declared)
     local = b"PK\x03\x04" + fields + struct.pack("<HH", len(name), 0) + name + data
-    central = b"PK\x01\x02" + struct.pack("<H", 46) + fields + struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, 0) + name
+    central = (
+        b"PK\x01\x02"
+        + struct.pack("<H", 46)
+        + fields
+        + struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, 0)
+        + name
+    )
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(central), len(local), 0)
     path.write_bytes(local + central + end)
 
@@ -721,16 +785,27 @@ BOMBS = {
     "full.h5": full_h5,
     "repeated.h5": repeated_h5,
     "header.npz": lambda path: npz(
-        path, x_train=npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (9000000, 28, 28), }", bytes(9999))
+        path,
+        x_train=npy_header(
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (9000000, 28, 28), }", bytes(9999)
+        ),
     ),
-    "declared.npz": lambda path: npz(path, y_test=packed_npy(2 << 30)),
-    "deflate.npz": lambda path: zip_bomb(path, zipfile.ZIP_DEFLATED, zlib.compressobj(1, wbits=-15), 2 << 30),
-    "bzip2.npz": lambda path: zip_bomb(path, zipfile.ZIP_BZIP2, bz2.BZ2Compressor(1), 1 << 30),
-    "labels.npz": lambda path: npz(path, y_train=npy(np.zeros(27_000_000, np.int64)), y_test=npy(np.zeros(27_000_000, np.int64))),
+    "declared.npz": lambda path: zip_bomb(
+        path, zipfile.ZIP_DEFLATED, zlib.compressobj(1, wbits=-15), LARGE, LARGE + 99
+    ),
+    "deflate.npz": lambda path: zip_bomb(
+        path, zipfile.ZIP_DEFLATED, zlib.compressobj(1, wbits=-15), LARGE, 10**6
+    ),
+    "bzip2.npz": lambda path: zip_bomb(path, zipfile.ZIP_BZIP2, bz2.BZ2Compressor(), LARGE, 10**6),
+    "labels.npz": lambda path: npz(
+        path, y_train=npy(np.zeros(27_000_000, np.int64)), y_test=npy(np.zeros(27_000_000, np.int64))
+    ),
     "gzip folder": lambda path: idx_folder(
         path, x_test=packed(zlib.compressobj(1, wbits=31), idx(np.zeros((20, 28, 28), np.uint8)), 2 << 30)
     ),
-    "largest.npz": lambda path: npz(path, x_train=npy(np.zeros((279_980, 28, 28), np.uint8)), y_train=npy(np.zeros(279_980, np.uint8))),
+    "largest.npz": lambda path: npz(
+        path, x_train=npy(np.zeros((279_980, 28, 28), np.uint8)), y_train=npy(np.zeros(279_980, np.uint8))
+    ),
 }
 
 OPEN_EACH = """
@@ -769,7 +844,12 @@ def open_each(paths):
     """Open each file in a process of its own; return [(status, peak memory in MB), ...]."""
     command = [sys.executable, "-c", OPEN_EACH, *map(str, paths)]
     output = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, timeout=300, check=True
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
     ).stdout
     return [tuple(map(int, line.split())) for line in output.splitlines()]
 
@@ -786,48 +866,77 @@ def test_memory_stays_below_2_gb(name, opened):
 # Fuzzing
 
 
+def fuzz(path, cases):
+    """Return how many of the damaged files load; the others must raise InputError.
+
+    `cases` writes the next file to `path` at each step. A warning is a failure, too: it would
+    reach stderr beside the one line.
+    """
+    loaded = 0
+    for _ in cases:
+        with warnings.catch_warnings(record=True, action="always") as warned:
+            try:
+                data = load_data.load_data(path)
+            except InputError as error:
+                assert str(path) in str(error)
+            else:
+                check_arrays(*data)
+                loaded += 1
+        assert not warned, warned[0].message
+    return loaded
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
 def test_fuzzed_archives_raise_input_error_or_give_valid_arrays(compression, tmp_path):
-    """FOUND."""
+    """1,000 damaged archives of each kind. Found: nothing, zip's check sums catch nearly all."""
     path = npz(tmp_path / "data.npz", compression)
-    survived = 0
-    for data in mutations(path.read_bytes(), 1000, seed=compression):
-        path.write_bytes(data)
-        with warnings.catch_warnings(action="error"):  # they would reach stderr beside the one line
-            survived += fuzz_one(path)
-    assert 0 < survived < 1000
+    cases = (path.write_bytes(data) for data in mutations(path.read_bytes(), 1000, seed=compression))
+    assert 0 < fuzz(path, cases) < 1000
 
 
-def fuzz_one(path):
-    """Return whether load_data() takes the file, and check what it gives or raises."""
-    try:
-        check_arrays(*load_data.load_data(path))
-    except InputError as error:
-        assert str(path) in str(error)
-        return False
-    return True
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOME)
+def test_fuzzed_array_headers_raise_input_error_or_give_valid_arrays(name, tmp_path):
+    """500 damaged headers for each array, in archives whose check sums are right.
+
+    Found: NumPy's warnings on stderr (a Python 2 header, a SyntaxWarning), beside the one line.
+    By hand: a 0-dimensional array raised TypeError.
+    """
+    path = tmp_path / "data.npz"
+    whole = npy(arrays()[name])
+    cases = (
+        npz(path, zipfile.ZIP_STORED, **{name: head + whole[128:]})
+        for head in mutations(whole[:128], 500, seed=1)
+    )
+    assert 0 < fuzz(path, cases) < 500
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
 @pytest.mark.parametrize("compress", (bytes, gzip.compress))
 def test_fuzzed_idx_files_raise_input_error_or_give_valid_arrays(name, compress, tmp_path):
-    """FOUND."""
-    path = idx_folder(tmp_path / "data") / name
-    survived = 0
-    for data in mutations(compress(path.read_bytes()), 500, seed=len(name)):
-        path.write_bytes(data)
-        survived += fuzz_one(tmp_path / "data")
-    assert 0 < survived < 500
+    """500 damaged files of each kind, and 500 more whose header alone is damaged.
+
+    Found: nothing. By hand: 2**32 - 1 images of 0 x (2**32 - 1) pixels raised ValueError.
+    """
+    folder = idx_folder(tmp_path / "data")
+    file = folder / name
+    whole = file.read_bytes()
+    cases = (file.write_bytes(data) for data in mutations(compress(whole), 500, seed=0))
+    assert 0 < fuzz(folder, cases) < 500
+    cases = (file.write_bytes(compress(head + whole[16:])) for head in mutations(whole[:16], 500, seed=0))
+    assert 0 < fuzz(folder, cases) < 500
 
 
 @pytest.mark.slow
 def test_fuzzed_models_are_refused_or_load(tmp_path, good_model):
-    """FOUND."""
+    """100 damaged models, each opened by a process of its own: HDF5 is C.
+
+    Found: no crash, hang or bomb.
+    """
     paths = []
-    for number, data in enumerate(mutations(good_model.read_bytes(), 150, seed=0)):
+    for number, data in enumerate(mutations(good_model.read_bytes(), 100, seed=0)):
         paths.append(tmp_path / f"{number}.h5")
         paths[-1].write_bytes(data)
-    statuses = [status for status, peak in open_each(paths)]
-    assert set(statuses) == {0, 1}
+    assert {status for status, peak in open_each(paths)} == {0, 1}

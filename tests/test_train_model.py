@@ -105,14 +105,18 @@ def test_distortions_are_new_in_each_epoch_and_repeat_with_the_seed():
 
 def test_distort_agrees_with_scipy():
     """The same draws, turned into SciPy's form of an affine transform, give the same pictures."""
-    images = ndimage.gaussian_filter(np.random.default_rng(0).random((6, 28, 28)), (0, 2, 2)).astype(np.float32)
+    images = ndimage.gaussian_filter(np.random.default_rng(0).random((6, 28, 28)), (0, 2, 2)).astype(
+        np.float32
+    )
     seed = tf.constant([3, 4], tf.int64)
     got = distort(tf.constant(images[..., np.newaxis]), seed).numpy()[..., 0]
     draws = tf.random.stateless_uniform((5, 6), seed, -1.0, 1.0).numpy()
     for image, result, (turn, width, height, right, down) in zip(images, got, draws.T):
         angle = math.radians(module.ROTATION) * turn
         rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        matrix = np.diag([1 + module.SCALING * height, 1 + module.SCALING * width]) @ rotation  # rows, columns
+        matrix = (
+            np.diag([1 + module.SCALING * height, 1 + module.SCALING * width]) @ rotation
+        )  # rows, columns
         shift = module.SHIFT * np.array([down, right])
         offset = 13.5 - matrix @ [13.5, 13.5] + shift
         expected = ndimage.affine_transform(image, matrix, offset, order=1, mode="grid-constant")
@@ -126,7 +130,9 @@ def test_learning_rate_climbs_then_falls_to_nothing_at_the_last_step(steps):
     rate = one_cycle(steps)
     rates = np.array([float(rate(step)) for step in range(steps)])
     top = rates.argmax()
-    assert rates[top] == pytest.approx(module.PEAK_RATE, rel=0.01) and top <= math.ceil(module.WARM_UP * steps)
+    assert rates[top] == pytest.approx(module.PEAK_RATE, rel=0.01) and top <= math.ceil(
+        module.WARM_UP * steps
+    )
     assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
     assert rates.min() > 0, "no step is wasted"
     assert float(rate(steps)) == pytest.approx(0, abs=1e-9)
@@ -146,7 +152,10 @@ def test_curves_are_the_readmes_two_plots():
         assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == (f"Model {name}", "Epoch", title)
         assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Train", "Test"]
         train, test = ax.get_lines()
-        assert train.get_ydata().tolist() == history[name] and test.get_ydata().tolist() == history[f"val_{name}"]
+        assert (
+            train.get_ydata().tolist() == history[name]
+            and test.get_ydata().tolist() == history[f"val_{name}"]
+        )
         assert train.get_xdata().tolist() == [1, 2]
     plt.close(figure)
 
