@@ -3,24 +3,14 @@
 python evaluate_model.py [--data mnist | digits | PATH] [--model FILE.h5] [PICTURE ...]
 """
 
-import argparse
 import math
 import os
 import sys
 from pathlib import Path
 
-from load_data import (
-    CLASSES,
-    DATA_HELP,
-    IMAGE_SHAPE,
-    InputError,
-    decode,
-    load_data,
-    load_image,
-    one_line,
-    run,
-)
-from train_model import h5_file, model_file, progress, save_picture
+from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, load_data, one_line, run
+from load_data import decode, load_image
+from train_model import MODEL_HELP, h5_file, model_file, progress, save_picture
 
 import h5py
 import keras
@@ -49,9 +39,8 @@ def evaluate_model(data="mnist", model=None):
     """
     model = Path(model or model_file(data))
     network = load_model(model, data)
-    _, _, X_test, y_test = load_data(data)
-    probabilities = network.predict(X_test, batch_size=1000, verbose=progress())
-    check_probabilities(probabilities, model)
+    X_test, y_test = load_data(data)[2:]
+    probabilities = predict(network, X_test, model, progress())
     y_true, y_pred = y_test.argmax(axis=1), probabilities.argmax(axis=1)
     loss = float(np.mean(keras.losses.categorical_crossentropy(y_test, probabilities)))
     correct = int((y_true == y_pred).sum())
@@ -59,9 +48,8 @@ def evaluate_model(data="mnist", model=None):
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
-    labels = range(CLASSES)
-    print(classification_report(y_true, y_pred, labels=labels, digits=4, zero_division=0))
-    matrix = confusion_matrix(y_true, y_pred, labels=labels)
+    print(classification_report(y_true, y_pred, labels=range(CLASSES), digits=4, zero_division=0))
+    matrix = confusion_matrix(y_true, y_pred, labels=range(CLASSES))
     save_picture(model.with_name(f"{model.stem}_confusion_matrix.png"), draw_confusion_matrix, matrix)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(y_true != y_pred)
@@ -77,40 +65,39 @@ def evaluate_model(data="mnist", model=None):
 def read_pictures(pictures, data="mnist", model=None):
     """Print which digit a trained model reads in each picture file, and draw what it saw.
 
+    A picture that can't be read gets a line on stderr, and the others are read all the same.
+
     Args:
         pictures: paths of picture files, one handwritten digit in each; see `load_image()`.
         data, model: as in `evaluate_model()`; `data` only names the default model.
 
     Returns:
-        float32 class probabilities of shape (n, 10); NaN for a picture that can't be read,
-        which one line on stderr explains.
+        A list of (path, float32 class probabilities of shape (10,)) of the pictures read.
 
     Raises:
         InputError: no such model, or a file that is none for these images.
     """
     model = Path(model or model_file(data))
     network = load_model(model, data)
-    images = {}
-    for number, path in enumerate(pictures):
+    paths, images, drawn, titles = [], [], [], []
+    for path in pictures:
         try:
-            images[number] = load_image(path)
+            images.append(load_image(path))
+            paths.append(path)
         except InputError as error:
             print(one_line(error), file=sys.stderr)
-    answers = np.full((len(pictures), CLASSES), np.nan, np.float32)
     if not images:
-        return answers
-    answers[list(images)] = network.predict(np.stack(list(images.values())), verbose=0)
-    check_probabilities(answers[list(images)], model)
-    cells, titles = [], []
-    for number, image in images.items():
-        second, first = np.argsort(answers[number])[-2:]
-        answer, runner_up = 100 * answers[number][[first, second]]
-        print(f"{pictures[number]}: {first} ({answer:.2f} %, next {second} with {runner_up:.2f} %)")
-        if len(cells) < 2 * SHOWN:
-            cells += [decode(pictures[number]) / 255, image]
-            titles += [Path(pictures[number]).name[-20:], f"{first} ({answer:.1f} %)"]
-    save_picture(model.with_name(f"{model.stem}_predictions.png"), draw_images, cells, titles, 8)
-    return answers
+        return []
+    answers = predict(network, np.stack(images), model, 0)
+    for path, image, answer in zip(paths, images, answers):
+        second, first = np.argsort(answer)[-2:]
+        best, next_best = 100 * answer[[first, second]]
+        print(f"{path}: {first} ({best:.2f} %, next {second} with {next_best:.2f} %)")
+        if len(titles) < 2 * SHOWN:
+            drawn += [np.uint8(decode(path)), image]
+            titles += [Path(path).name[-20:], f"{first} ({best:.1f} %)"]
+    save_picture(model.with_name(f"{model.stem}_predictions.png"), draw_images, drawn, titles, 8)
+    return list(zip(paths, answers))
 
 
 def load_model(path, data="mnist"):
@@ -150,12 +137,12 @@ def refuse_bomb(path):
         raise ValueError("it declares more weights than it holds")
 
 
-def check_probabilities(probabilities, model):
-    """Raise InputError unless each row holds class probabilities."""
+def predict(network, images, model, verbose):
+    """Return class probabilities (n, 10) in one forward pass; InputError if they are none."""
+    probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise InputError(
-            f"{model}: its outputs are no probabilities (NaN, negative or not summing to 1); not scored"
-        )
+        raise InputError(f"{model}: its outputs are no probabilities (NaN, negative or not summing to 1)")
+    return probabilities
 
 
 def draw_confusion_matrix(matrix):
@@ -170,12 +157,10 @@ def draw_confusion_matrix(matrix):
 
 
 def draw_images(images, titles, columns):
-    """Return a figure of images (28, 28, 1), white on black, or RGBA, each with its title."""
-    rows = -(-len(images) // columns)
-    columns = min(columns, len(images))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.4 * columns, 1.75 * rows), layout="constrained", squeeze=False
-    )
+    """Return a figure of images, (28, 28, 1) white on black or RGBA, each with its title."""
+    rows, columns = -(-len(images) // columns), min(columns, len(images))
+    size = 1.4 * columns, 1.75 * rows
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles):
@@ -186,30 +171,13 @@ def draw_images(images, titles, columns):
 
 def main():
     """Read the command line and evaluate."""
-    parser = argparse.ArgumentParser(
-        description="Evaluate a trained model on the test images, or read pictures of your own with it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "pictures",
-        nargs="*",
-        metavar="PICTURE",
-        default=argparse.SUPPRESS,
-        help="pictures of one handwritten digit each, read instead of the test images",
-    )
-    parser.add_argument("--data", default="mnist", help=DATA_HELP)
-    parser.add_argument(
-        "--model",
-        type=h5_file,
-        metavar="FILE.h5",
-        default=argparse.SUPPRESS,
-        help="the model (default: the data's name with _classification_model.h5, here)",
-    )
-    choices = vars(parser.parse_args())
-    if not choices.get("pictures"):
-        choices.pop("pictures", None)
-        evaluate_model(**choices)
-    elif np.isnan(read_pictures(**choices)).any():
+    parser = data_parser("Evaluate a trained model on the test images, or read pictures of your own with it.")
+    parser.add_argument("--model", type=h5_file, metavar="FILE.h5", help=MODEL_HELP)
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="one handwritten digit each")
+    args = parser.parse_args()
+    if not args.pictures:
+        evaluate_model(args.data, args.model)
+    elif len(read_pictures(**vars(args))) < len(args.pictures):
         sys.exit(1)
 
 

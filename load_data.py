@@ -16,7 +16,6 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -33,12 +32,12 @@ DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file o
 
 @contextlib.contextmanager
 def quiet_start():
-    """Drop the start-up notes that TensorFlow 2.21 prints before it reads its own settings."""
+    """Drop the notes on its start that TensorFlow 2.21 prints before it reads any setting."""
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "2":
         yield  # the user asked for another level: hide nothing
         return
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as log:
-        stderr = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
             yield
@@ -58,7 +57,7 @@ with quiet_start():
         sys.exit(f"error: {error}")
     import tensorflow as tf
 
-    tf.config.list_physical_devices()  # looking for a GPU prints such notes too
+    tf.config.list_physical_devices()  # looking for a GPU prints such notes, too
 
 
 class InputError(ValueError):
@@ -130,21 +129,17 @@ def one_hot(labels):
 
 def check_arrays(source, images, labels, split):
     """Raise InputError unless these are uint8 images (n, 28, 28) with n labels from 0 to 9."""
-    where = f"{source}: {split}"
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != IMAGE_SHAPE[:2]:
-        raise InputError(
-            f"{where} images: expected uint8 of shape (n, 28, 28), found {images.dtype} of shape {images.shape}"
-        )
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise InputError(
-            f"{where} labels: expected integers of shape (n,), found {labels.dtype} of shape {labels.shape}"
-        )
-    if not len(images) or len(images) != len(labels):
-        raise InputError(
-            f"{where}: {len(images)} images and {len(labels)} labels; expected as many, at least one"
-        )
-    if labels.min() < 0 or labels.max() >= CLASSES:
-        raise InputError(f"{where} labels: expected 0 to 9, found {labels.min()} to {labels.max()}")
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE[:2]:
+        problem = f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape (n, 28, 28)"
+    elif labels.dtype.kind not in "iu" or labels.ndim != 1:
+        problem = f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape (n,)"
+    elif not 0 < len(images) == len(labels):
+        problem = f"has {len(images)} images and {len(labels)} labels, expected as many, at least one"
+    elif labels.min() < 0 or labels.max() >= CLASSES:
+        problem = f"labels are {labels.min()} to {labels.max()}, expected 0 to 9"
+    else:
+        return
+    raise InputError(f"{source}: {split} {problem}")
 
 
 def download_mnist():
@@ -152,24 +147,21 @@ def download_mnist():
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # seconds; Keras sets none, and a silent host would hang us
     try:
-        (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+        train, test = keras.datasets.mnist.load_data()
     except Exception as error:  # Keras raises a bare Exception
-        raise InputError(
-            f"MNIST could not be downloaded ({error}); "
-            "use a copy with --data PATH, or --data digits, which needs no download"
-        ) from error
+        ways_on = "use a copy with --data PATH, or --data digits, which needs no download"
+        raise InputError(f"MNIST could not be downloaded ({error}); {ways_on}") from error
     finally:
         socket.setdefaulttimeout(timeout)
-    return x_train, y_train, x_test, y_test
+    return *train, *test
 
 
 def enlarge_digits():
     """Return scikit-learn's 8x8 digits in MNIST's form, split once and for all."""
     digits = load_digits()
     images = np.array([np.uint8(255 * center(image / 16)) for image in digits.images])
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, digits.target, test_size=297, stratify=digits.target, random_state=0
-    )
+    split = {"test_size": 297, "stratify": digits.target, "random_state": 0}
+    x_train, x_test, y_train, y_test = train_test_split(images, digits.target, **split)
     return x_train, y_train, x_test, y_test
 
 
@@ -189,29 +181,28 @@ def read_npz(path):
                 with archive.open(member) as file:
                     arrays.append(np.lib.format.read_array(file, allow_pickle=False))
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"{where}: can't be read as .npz data ({error})") from error
     return arrays
 
 
 def read_idx_folder(folder):
-    """Return train images, train labels, test images and test labels from the IDX files."""
+    """Return train images, train labels, test images and test labels from the four IDX files."""
+    parts = [("images", IMAGE_SHAPE[:2]), ("labels", ())]
     return [
-        read_idx(folder, f"{split}-{kind}", shape)
-        for split in ("train", "t10k")
-        for kind, shape in (("images", IMAGE_SHAPE[:2]), ("labels", ()))
+        read_idx(folder, f"{split}-{part}", shape) for split in ("train", "t10k") for part, shape in parts
     ]
 
 
 def read_idx(folder, name, item_shape):
-    """Return the uint8 array of one IDX file: a big-endian header, then the bytes."""
+    """Return the uint8 array (n, *item_shape) of one IDX file: a big-endian header, then the bytes."""
     ndim = 1 + len(item_shape)
     names = [f"{name}{dash}idx{ndim}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
-    found = [Path(folder, name) for name in names if os.path.isfile(Path(folder, name))]
+    found = [name for name in names if os.path.isfile(os.path.join(folder, name))]
     if not found:
         raise InputError(f"{folder}: has no {names[0]}, with or without .gz")
-    where = f"{folder}: {found[0].name}"
+    where = f"{folder}: {found[0]}"
     try:
-        with open(found[0], "rb") as raw:
+        with open(os.path.join(folder, found[0]), "rb") as raw:
             file = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 * (1 + ndim)))
             size = math.prod(shape)
@@ -222,9 +213,7 @@ def read_idx(folder, name, item_shape):
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {0x800 + ndim:#010x}")
     if tuple(shape[1:]) != item_shape or len(data) != size:
         found = "more" if len(data) > size else "fewer" if len(data) < size else "as many"
-        raise InputError(
-            f"{where}: the header says {shape}, expected {['n', *item_shape]}; the file has {found} bytes"
-        )
+        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}; {found} bytes follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -356,14 +345,17 @@ def center(ink):
     return ndimage.shift(digit, [round(14 - c) for c in ndimage.center_of_mass(digit)], order=0)
 
 
+def data_parser(description):
+    """Return an argparse parser with the option --data."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", default="mnist", help=f"{DATA_HELP} (default: %(default)s)")
+    return parser
+
+
 def main():
     """Print what a data set holds."""
-    parser = argparse.ArgumentParser(
-        description="Load a data set and print what it holds.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", default="mnist", help=DATA_HELP)
-    X_train, y_train, X_test, y_test = load_data(parser.parse_args().data)
+    args = data_parser("Load a data set and print what it holds.").parse_args()
+    X_train, y_train, X_test, y_test = load_data(args.data)
     for split, X, y in (("train", X_train, y_train), ("test", X_test, y_test)):
         print(f"{split} images: {X.dtype} {X.shape} from {X.min():g} to {X.max():g}")
         print(f"{split} labels: {y.dtype} {y.shape}, images per class {y.sum(axis=0).astype(int).tolist()}")

@@ -3,7 +3,6 @@
 python train_model.py [--data mnist | digits | PATH] [--epochs 10] [--model FILE.h5] ...
 """
 
-import argparse
 import contextlib
 import glob
 import io
@@ -14,7 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
-from load_data import DATA_HELP, InputError, load_data, run  # first: it quietens TensorFlow's start
+from load_data import InputError, data_parser, load_data, run  # first: it quietens TensorFlow's start
 from build_model import build_model
 
 import h5py
@@ -34,6 +33,8 @@ ROTATION = 10  # largest angle, degrees
 SCALING = 0.1  # largest change of width and of height
 SHIFT = 2  # largest shift, pixels
 STEPS_PER_EXECUTION = 8  # fewer returns to Python: the same steps, sooner
+
+MODEL_HELP = "the model's file (default: the data's name and _classification_model.h5, in this folder)"
 
 
 def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, model=None, augment=True):
@@ -62,8 +63,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         X_train, y_train, X_test, y_test = load_data(data)
         keras.utils.set_random_seed(seed)
         network = build_model()
-        steps = epochs * math.ceil(len(X_train) / batch_size)
-        network.optimizer.learning_rate = one_cycle(steps)
+        network.optimizer.learning_rate = one_cycle(epochs * math.ceil(len(X_train) / batch_size))
         network.steps_per_execution = STEPS_PER_EXECUTION
         history = network.fit(
             batches(X_train, y_train, batch_size, seed, augment),
@@ -74,9 +74,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
             verbose=progress(),
         )
         if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
-            raise InputError(
-                f"the loss became NaN in epoch {len(history.epoch)}: training stopped, {model} is as it was"
-            )
+            raise InputError(f"the loss became NaN in epoch {len(history.epoch)}; {model} is as it was")
         save(network, temporary, model)
     print(f"Saved {model}")
     save_picture(model.with_name(f"{model.stem}_curves.png"), draw_history, history.history)
@@ -90,7 +88,7 @@ def model_file(data):
 
 
 def one_cycle(steps):
-    """Return a learning rate that climbs, then falls along a cosine to 0 at the last step."""
+    """Return a learning rate that climbs, then falls along a cosine to 0 after the last step."""
     warm_up = int(WARM_UP * steps)
     return keras.optimizers.schedules.CosineDecay(
         PEAK_RATE / 100, steps - warm_up, warmup_target=PEAK_RATE, warmup_steps=warm_up
@@ -109,9 +107,8 @@ def batches(X, y, batch_size, seed=None, augment=False):
 
     def gather(index, noise):
         # In NumPy: as tensors, the images would lie in memory twice.
-        images, labels = tf.numpy_function(
-            lambda i: (X[i], y[i]), [index], (X.dtype, y.dtype), stateful=False
-        )
+        images = tf.numpy_function(lambda i: X[i], [index], X.dtype, stateful=False)
+        labels = tf.numpy_function(lambda i: y[i], [index], y.dtype, stateful=False)
         images, labels = (
             tf.ensure_shape(images, (None, *X.shape[1:])),
             tf.ensure_shape(labels, (None, *y.shape[1:])),
@@ -139,8 +136,7 @@ def distort(images, seed):
     x = centre - centre * (a + b) + SHIFT * draw[3]
     y = centre - centre * (c + d) + SHIFT * draw[4]
     zero = tf.zeros_like(a)
-    transform = tf.stack([a, b, x, c, d, y, zero, zero], axis=1)
-    return keras.ops.image.affine_transform(images, transform)
+    return keras.ops.image.affine_transform(images, tf.stack([a, b, x, c, d, y, zero, zero], axis=1))
 
 
 def progress():
@@ -189,7 +185,7 @@ def save_picture(path, draw, *args):
     try:
         figure = draw(*args)
         with whole_file(path) as temporary:
-            figure.savefig(temporary, dpi=150)
+            figure.savefig(temporary)
     except (ImportError, OSError, RuntimeError) as error:  # MPLBACKEND can't run here, full disk
         raise InputError(f"{path}: could not be drawn ({error})") from error
     print(f"Saved {path}")
@@ -213,52 +209,41 @@ def draw_history(history):
     return figure
 
 
-def whole_number(minimum, maximum=2**32 - 1):
-    """Return a converter for argparse: text to an integer from `minimum` to `maximum`."""
+def positive(text):
+    """Convert text to a positive integer for argparse."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
-    def convert(text):
-        number = int(text)
-        if not minimum <= number <= maximum:
-            raise argparse.ArgumentTypeError(f"{number} is not from {minimum} to {maximum}")
-        return number
 
-    convert.__name__ = "integer"  # argparse names it when the text is no number
-    return convert
+def seed_number(text):
+    """Convert text to an integer that Keras takes as seed, for argparse."""
+    if not 0 <= int(text) < 2**32:
+        raise ValueError
+    return int(text)
 
 
 def h5_file(text):
-    """Convert text to a path for argparse, which must end in .h5."""
+    """Convert text to a path that ends in .h5, for argparse."""
     if Path(text).suffix != ".h5":
-        raise argparse.ArgumentTypeError(f"{text} does not end in .h5")
+        raise ValueError
     return Path(text)
 
 
 def main():
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(
-        description="Train the CNN, save it and draw its training curves.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", default="mnist", help=DATA_HELP)
+    parser = data_parser("Train the CNN, save it and draw its training curves.")
     parser.add_argument(
-        "--epochs", type=whole_number(1), default=EPOCHS, help="passes over the training images"
+        "--epochs", type=positive, default=EPOCHS, help="passes over the images (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-size", type=whole_number(1), default=BATCH_SIZE, help="images in a training step"
+        "--batch-size", type=positive, default=BATCH_SIZE, help="images a step (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=whole_number(0), default=0, help="fixes weights, order and distortions"
+        "--seed", type=seed_number, default=0, help="fixes all that is random (default: %(default)s)"
     )
-    parser.add_argument(
-        "--model",
-        type=h5_file,
-        metavar="FILE.h5",
-        default=argparse.SUPPRESS,
-        help="where to save (default: the data's name with _classification_model.h5, here)",
-    )
-    parser.add_argument(
-        "--no-augment", dest="augment", action="store_false", help="train on the images undistorted"
-    )
+    parser.add_argument("--model", type=h5_file, metavar="FILE.h5", help=MODEL_HELP)
+    parser.add_argument("--no-augment", dest="augment", action="store_false", help="don't distort the images")
     train_model(**vars(parser.parse_args()))
 
 

@@ -389,7 +389,7 @@ def test_a_name_that_keras_would_not_save_to_is_refused_by_argparse(name, tiny, 
     monkeypatch.setattr(train_model, "load_data", never)
     Path("folder").mkdir()
     assert end_of(monkeypatch, "--data", "tiny.npz", "--model", name) == 2
-    assert f"argument --model: {name}" in capsys.readouterr().err
+    assert f"argument --model: invalid h5_file value: '{name}'" in capsys.readouterr().err
 
 
 def test_a_link_to_a_model_is_trained_and_evaluated(tiny, small_network, monkeypatch):

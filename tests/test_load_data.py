@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import keras
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn.datasets import load_digits
 
 import load_data as module
@@ -77,9 +78,10 @@ def test_digits_are_fixed_stratified_and_in_mnist_form():
     assert np.array_equal((y_train.sum(axis=0) + y_test.sum(axis=0)), per_class)
     assert np.abs(y_test.sum(axis=0) - per_class * 297 / 1797).max() < 1
     assert all(np.array_equal(a, b) for a, b in zip(loaded, load_data("digits")))
-    frame = X_train.copy()
-    frame[:, 2:26, 2:26] = 0
-    assert frame.max() == 0, "the digit fills a 20x20 box near the centre"
+    for image in X_train[::50, ..., 0]:
+        rows, columns = np.nonzero(image > 0.2)
+        assert np.ptp(rows) < 20 and np.ptp(columns) < 20, "fits the 20x20 box"
+        assert np.abs(np.array(ndimage.center_of_mass(image)) - 14).max() < 0.6, "centred by its mass"
 
 
 def test_real_mnist(mnist):
@@ -101,7 +103,7 @@ def change(key, value):
     [
         (lambda arrays: arrays.pop("y_test"), "y_test"),
         (change("x_train", lambda x: x[:, :27]), r"train images.*\(30, 27, 28\)"),
-        (change("x_test", lambda x: x / np.float32(255)), "test images.*uint8.*float32"),
+        (change("x_test", lambda x: x / np.float32(255)), "test images.*float32.*uint8"),
         (change("x_test", lambda x: x[:19]), "test.*19 images.*20 labels"),
         (change("y_train", lambda y: y + 1), "train labels.*1 to 10"),
         (change("y_train", lambda y: y.astype(int) - 1), "train labels.*-1 to 8"),
@@ -110,7 +112,7 @@ def change(key, value):
         (change("y_test", lambda y: np.uint8(3)), r"test labels.*\(\)"),
         (
             lambda arrays: arrays.update(x_test=arrays["x_test"][:0], y_test=arrays["y_test"][:0]),
-            "test: 0 images",
+            "test has 0 images",
         ),
     ],
 )
@@ -127,7 +129,7 @@ def test_more_images_than_the_limit(npz, monkeypatch):
     with pytest.raises(InputError, match="more than 49 images"):
         load_data(npz)
     monkeypatch.setattr(module, "MAX_IMAGES", 25)
-    with pytest.raises(InputError, match="x_train: larger than 25 images"):
+    with pytest.raises(InputError, match="x_train: .*larger than 25 images"):
         load_data(npz)
 
 
@@ -158,7 +160,7 @@ def test_file_that_is_no_npz(tmp_path, content):
             lambda data: gzip.compress(data)[:40] + b"?" * 99,
             "t10k-images-idx3-ubyte: truncated or corrupt",
         ),
-        (FILES[0], lambda data: idx(np.zeros((30, 27, 28), np.uint8)), r"train images.*\(30, 27, 28\)"),
+        (FILES[0], lambda data: idx(np.zeros((30, 27, 28), np.uint8)), r"header says \[30, 27, 28\]"),
     ],
 )
 def test_wrong_idx_folder(tmp_path, arrays, monkeypatch, file, damage, words):
@@ -247,7 +249,7 @@ def test_run_says_input_errors_in_one_line_and_lets_programming_errors_through(c
 
     with pytest.raises(SystemExit) as stop:
         run(lambda: fail(InputError("a\nb  c")))
-    assert stop.value.code == "error: a b c"  # Python prints it on stderr and exits with 1
+    assert stop.value.code == "error: a b  c"  # Python prints it on stderr and exits with 1
     with pytest.raises(SystemExit) as stop:
         run(lambda: fail(KeyboardInterrupt()))
     assert stop.value.code == 130

@@ -508,11 +508,11 @@ def test_no_images_are_refused(split, tmp_path, monkeypatch, capfd):
     nothing = {f"x_{split}": np.zeros((0, 28, 28), np.uint8), f"y_{split}": np.zeros(0, np.uint8)}
     path = npz(tmp_path / "none.npz", **{name: npy(array) for name, array in nothing.items()})
     assert line_of(load_data, monkeypatch, capfd, "--data", path).startswith(
-        f"error: {path}: {split}: 0 images"
+        f"error: {path}: {split} has 0 images"
     )
     path = idx_folder(tmp_path / "none", **{name: idx(array) for name, array in nothing.items()})
     assert line_of(load_data, monkeypatch, capfd, "--data", path).startswith(
-        f"error: {path}: {split}: 0 images"
+        f"error: {path}: {split} has 0 images"
     )
 
 

@@ -1,0 +1,68 @@
+"""What the README says is true: its commands, code, pictures and layout."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = ("load_data", "build_model", "train_model", "evaluate_model")
+VISIBLE = {*(f"{name}.py" for name in SCRIPTS), "requirements.txt", "tests", "README.md", "LICENSE"}
+
+
+def test_visible_top_level_is_what_the_user_asked_for():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode or not tracked.stdout:
+        pytest.skip("not a git checkout")
+    top = {path.split("/")[0] for path in tracked.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == VISIBLE
+
+
+def test_sections_stand_in_the_seeds_order_and_the_contents_lead_to_them():
+    sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert sections == ["Table of Contents", "Installation", "Project Structure", "Dataset", "Model Architecture"] + [
+        "Training the Model", "Evaluating the Model", "Results", "Usage", "License"]  # fmt: skip
+    links = re.findall(r"^- \[(.+)\]\(#(.+)\)$", README, re.MULTILINE)
+    assert links == [(name, name.lower().replace(" ", "-")) for name in sections[1:]]
+
+
+def test_commands_name_scripts_and_options_that_exist(monkeypatch, capsys):
+    commands = re.findall(r"python (\w+)\.py([^`&|)\n]*)", README)
+    assert {name for name, _ in commands} == set(SCRIPTS)
+    for name, arguments in commands:
+        monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+        with pytest.raises(SystemExit):
+            __import__(name).main()
+        text = capsys.readouterr().out
+        assert all(option in text for option in re.findall(r"--[\w-]+", arguments)), (name, arguments)
+
+
+def test_pictures_are_there_and_small():
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 200_000, picture
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"@\w+@|TODO|TBD", README)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+def test_python_snippets_run(code, tmp_path):
+    (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "snippet.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert "0." in last, "accuracies are printed last"
