@@ -46,7 +46,7 @@ def quiet_start():
             os.close(stderr)
             log.seek(0)
             for line in log.read().decode(errors="replace").splitlines():
-                if not re.match(r"I\d{4} |E\d{4} .*cuInit|WARNING: All log messages before", line):
+                if not re.match(r"I\d{4} |.*failed call to cuInit|WARNING: All log messages before", line):
                     print(line, file=sys.stderr)
 
 
@@ -79,7 +79,10 @@ def run(main):
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # a full disk, or the reader of our output has gone: `... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try once more at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1 if isinstance(error, BrokenPipeError) else one_line(error))
 
 
