@@ -124,7 +124,7 @@ def load_model(path, data="mnist"):
 
 
 def refuse_bomb(path):
-    """Raise ValueError if an HDF5 file declares or names more weights than it holds."""
+    """Raise ValueError if an HDF5 file declares or names more weights than it holds, or 256 MiB."""
     sizes, names = [], []
 
     def visit(_, item):
@@ -134,11 +134,11 @@ def refuse_bomb(path):
     with h5py.File(path) as file:
         file.visititems(visit)
     if sum(sizes) > min(os.path.getsize(path), 2**28) or len(names) > len(sizes):
-        raise ValueError("it declares more weights than it holds")
+        raise ValueError("it declares more weights than it holds, or more than 256 MiB")
 
 
 def predict(network, images, model, verbose):
-    """Return class probabilities (n, 10) in one forward pass; InputError if they are none."""
+    """Return class probabilities (n, 10); raise InputError if the outputs are none."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError(f"{model}: its outputs are no probabilities (NaN, negative or not summing to 1)")
@@ -165,7 +165,7 @@ def draw_images(images, titles, columns):
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles):
         ax.imshow(image, cmap="gray", vmin=0, vmax=1)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=9, parse_math=False)  # a file name may hold a $
     return figure
 
 

@@ -50,6 +50,7 @@ def quiet_start():
                     print(line, file=sys.stderr)
 
 
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's other projects take
 with quiet_start():
     try:
         import keras
@@ -58,6 +59,7 @@ with quiet_start():
     import tensorflow as tf
 
     tf.config.list_physical_devices()  # looking for a GPU prints such notes, too
+keras.config.set_image_data_format("channels_last")
 
 
 class InputError(ValueError):
@@ -307,10 +309,10 @@ def find_digit(ink):
     labels, count = ndimage.label(ndimage.maximum_filter(strong, reach))
     labels *= strong
     edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    area, run = (np.bincount(part.ravel(), minlength=count + 1)[1:] for part in (labels, edges))
-    around = [2 * sum(s.stop - s.start for s in box) for box in ndimage.find_objects(labels)]
-    along = run > 0.3 * np.array(around)  # along the border lie desks and shadows
-    area = area * np.where(along, 0.0003, np.where(run > 0, 0.3, 1))
+    area, touching = (np.bincount(part.ravel(), minlength=count + 1)[1:] for part in (labels, edges))
+    perimeter = [2 * sum(s.stop - s.start for s in box) for box in ndimage.find_objects(labels)]
+    along = touching > 0.3 * np.array(perimeter)  # along the border lie desks and shadows
+    area = area * np.where(along, 0.0003, np.where(touching > 0, 0.3, 1))
     digit = np.isin(labels, 1 + np.flatnonzero(area > 0.1 * area.max()))
     around = ndimage.maximum_filter(digit, reach)
     level, noise = ink[digit].mean(), -np.percentile(ink, 5)

@@ -24,7 +24,7 @@ import tensorflow as tf
 from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
 from matplotlib.ticker import MaxNLocator
 
-# The recipe. Each value was chosen on the last 10,000 training images (see the README).
+# The recipe, chosen on the last 10,000 training images (see the README).
 EPOCHS = 10
 BATCH_SIZE = 128  # the fastest on 2 CPU cores; larger batches were less accurate
 PEAK_RATE = 4e-3  # Adam's learning rate at the top of the cycle
@@ -103,19 +103,17 @@ def batches(X, y, batch_size, seed=None, augment=False):
     indices = tf.data.Dataset.range(len(X))
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
-    noise = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
-    def gather(index, noise):
-        # In NumPy: as tensors, the images would lie in memory twice.
-        images = tf.numpy_function(lambda i: X[i], [index], X.dtype, stateful=False)
-        labels = tf.numpy_function(lambda i: y[i], [index], y.dtype, stateful=False)
-        images, labels = (
-            tf.ensure_shape(images, (None, *X.shape[1:])),
-            tf.ensure_shape(labels, (None, *y.shape[1:])),
-        )
-        return distort(images, noise) if augment else images, labels
+    def take(array, index):  # in NumPy: as tensors, the images would lie in memory twice
+        part = tf.numpy_function(lambda i: array[i], [index], array.dtype, stateful=False)
+        return tf.ensure_shape(part, (None, *array.shape[1:]))
 
-    dataset = tf.data.Dataset.zip(indices.batch(batch_size), noise).map(gather).prefetch(2)
+    def gather(index, pair):
+        images = take(X, index)
+        return distort(images, pair) if augment else images, take(y, index)
+
+    dataset = tf.data.Dataset.zip(indices.batch(batch_size), seeds).map(gather).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread would stall the end of every epoch for seconds
     return dataset.with_options(options)

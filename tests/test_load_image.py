@@ -195,23 +195,23 @@ def answers(capsys, monkeypatch, *args):
 
 def test_one_line_a_picture_and_status_1_if_one_was_bad(tmp_path, digits_model, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    drawing().save("my seven 100%.png")
+    drawing().save("my $seven_$ 100%.png")
     (tmp_path / "text.png").write_text("hello")
     model = digits_model[0]
     status, out, error = answers(
-        capsys, monkeypatch, "--model", model, "text.png", "my seven 100%.png", "none.png"
+        capsys, monkeypatch, "--model", model, "text.png", "my $seven_$ 100%.png", "none.png"
     )
     assert status == 1
     lines = out.splitlines()
     assert len(lines) == 2 and lines[1].startswith("Saved ") and lines[1].endswith("_predictions.png")
-    digit, first, second = parse(lines[0], "my seven 100%.png")
+    digit, first, second = parse(lines[0], "my $seven_$ 100%.png")
     assert digit == 7 and 50 < first <= 100 and second < first
     assert [line.split(": ")[:2] for line in error.splitlines()] == [
         ["error", "text.png"],
         ["error", "none.png"],
     ]
     assert model.with_name(f"{model.stem}_predictions.png").read_bytes().startswith(b"\x89PNG")
-    status, out, error = answers(capsys, monkeypatch, "--model", model, "my seven 100%.png")
+    status, out, error = answers(capsys, monkeypatch, "--model", model, "my $seven_$ 100%.png")
     assert (status, error) == (0, "")
     assert answers(capsys, monkeypatch, "--model", model, "none.png")[:2] == (1, "")
 

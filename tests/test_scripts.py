@@ -157,6 +157,8 @@ def test_interrupt_during_training_ends_with_130_and_the_old_model(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A background job of a shell starts with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stdout:
         if "val_loss" in line:  # the first epoch is over: training is under way
