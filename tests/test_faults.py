@@ -343,6 +343,18 @@ def test_two_trainings_of_one_model_leave_one_whole_model(tiny):
     assert sorted(os.listdir()) == ["m.h5", "m_curves.png", "tiny.npz"]
 
 
+def test_trainings_that_interleave_do_not_mix(tiny, monkeypatch):
+    path = Path("m.h5")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with train_model.whole_file(path) as first:
+        first.write_bytes(b"first, the longer one")
+        monkeypatch.setattr(os, "getpid", lambda: 2)
+        with train_model.whole_file(path) as second:
+            second.write_bytes(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first, the longer one"
+
+
 # Output that can't be written
 
 
