@@ -16,6 +16,20 @@ import pytest
 from train_model import train_model
 
 
+def python(*args, cwd):
+    """Run Python on `args` with the project's modules in reach; return what it printed."""
+    result = subprocess.run(
+        [sys.executable, *args],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.fixture
 def arrays():
     """Four uint8 arrays of MNIST's form: 30 training and 20 test images of noise, each class present."""

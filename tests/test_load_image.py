@@ -1,7 +1,5 @@
 """What load_image() promises: a user's own picture, whatever its form, comes out as MNIST's digits look."""
 
-import random
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -10,7 +8,6 @@ from scipy import ndimage
 from test_strangers import mutations
 
 import evaluate_model
-import load_data as module
 from load_data import InputError, load_data, load_image, run
 from train_model import train_model
 

@@ -1,12 +1,10 @@
 """What the README says is true: its commands, code, pictures and layout."""
 
-import os
 import re
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ("load_data", "build_model", "train_model", "evaluate_model")
@@ -55,14 +53,5 @@ def test_nothing_is_left_to_fill_in():
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
 def test_python_snippets_run(code, tmp_path):
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
-    result = subprocess.run(
-        [sys.executable, "snippet.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    last = result.stdout.splitlines()[-1]
+    last = python("snippet.py", cwd=tmp_path).splitlines()[-1]
     assert "0." in last, "accuracies are printed last"

@@ -1,13 +1,12 @@
 """The scripts as a user starts them: output, exit status, and what the seed README's own calls need."""
 
-import os
 import signal
 import subprocess
 import sys
 
 import h5py
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 
 # What the seed README's two scripts do, with its calls; only the data is the digits.
 README_CALLS = """
@@ -45,19 +44,6 @@ print(f"Test accuracy: {accuracy:.4f}")
 )
 
 
-def python(code, cwd):
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_train_then_evaluate_then_the_readmes_own_evaluate(script, tmp_path):
     trained = script(
         "train_model.py", "--data", "digits", "--epochs", "2", "--model", "mnist_classification_model.h5"
@@ -72,14 +58,14 @@ def test_train_then_evaluate_then_the_readmes_own_evaluate(script, tmp_path):
     assert (evaluated.returncode, evaluated.stderr) == (0, "")
     ours = [line for line in evaluated.stdout.splitlines() if line.startswith("Test ")]
     assert len(ours) == 2
-    for mine, theirs in zip(ours, python(README_EVALUATE, tmp_path).splitlines()[-2:]):
+    for mine, theirs in zip(ours, python("-c", README_EVALUATE, cwd=tmp_path).splitlines()[-2:]):
         assert mine.startswith(theirs)
     stems = {path.name for path in tmp_path.iterdir()}
     assert all(name.startswith("mnist_classification_model") for name in stems), stems
 
 
 def test_model_of_the_readmes_own_training_evaluates(script, tmp_path):
-    python(README_TRAIN, tmp_path)
+    python("-c", README_TRAIN, cwd=tmp_path)
     with h5py.File(tmp_path / "mnist_classification_model.h5") as file:
         assert "CosineDecay" not in file.attrs["training_config"], "the README's plain Adam"
     evaluated = script("evaluate_model.py", "--data", "digits", "--model", "mnist_classification_model.h5")
