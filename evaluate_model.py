@@ -17,6 +17,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
@@ -151,7 +152,8 @@ def draw_confusion_matrix(matrix):
     hits = np.eye(CLASSES, dtype=bool)
     style = {"annot": True, "fmt": "d", "linewidths": 0.5, "ax": ax}
     sns.heatmap(matrix, mask=~hits, cmap=["#e4e4e4"], cbar=False, **style)
-    sns.heatmap(matrix, mask=hits, cmap="Blues", vmin=0, cbar_kws={"label": "Errors"}, **style)
+    bar = {"label": "Errors", "ticks": MaxNLocator(integer=True)}
+    sns.heatmap(matrix, mask=hits, cmap="Blues", vmin=0, cbar_kws=bar, **style)
     ax.set(title="Confusion matrix", xlabel="Predicted", ylabel="True")
     return figure
 

@@ -103,6 +103,19 @@ def test_distortions_are_new_in_each_epoch_and_repeat_with_the_seed():
     assert not np.array_equal(first, two_epochs(6)[0])
 
 
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_half_of_a_batch_is_distorted_others_in_each_epoch(n):
+    X = np.random.default_rng(0).random((n, 28, 28, 1), np.float32)
+    dataset = batches(X, np.eye(n, dtype=np.float32), n, 0, augment=True)
+    epochs = []
+    for _ in range(10):
+        images, labels = (part.numpy() for part in next(iter(dataset)))
+        distorted = {i for image, i in zip(images, labels.argmax(axis=1)) if not np.array_equal(image, X[i])}
+        assert len(distorted) == math.ceil(n / 2)
+        epochs.append(distorted)
+    assert set.union(*epochs) == set(range(n))
+
+
 def test_distort_agrees_with_scipy():
     """The same draws, turned into SciPy's form of an affine transform, give the same pictures."""
     images = ndimage.gaussian_filter(np.random.default_rng(0).random((6, 28, 28)), (0, 2, 2)).astype(
