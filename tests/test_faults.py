@@ -437,6 +437,7 @@ def test_a_loss_of_nan_ends_the_training(value, tiny, small_network, monkeypatch
 
 def interrupt(*args, **kwargs):
     """Do what Ctrl-C does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)  # the signal ends it at once
     pytest.fail("no KeyboardInterrupt came")
