@@ -217,8 +217,8 @@ def read_idx(folder, name, item_shape):
     if magic != 0x800 + ndim:
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {0x800 + ndim:#010x}")
     if tuple(shape[1:]) != item_shape or len(data) != size:
-        found = "more" if len(data) > size else "fewer" if len(data) < size else "as many"
-        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}; {found} bytes follow")
+        follow = "more" if len(data) > size else "fewer" if len(data) < size else "as many"
+        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}; {follow} bytes follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 

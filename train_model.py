@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 # The recipe, chosen on the last 10,000 training images (see the README).
 EPOCHS = 10
-BATCH_SIZE = 128  # the fastest on 2 CPU cores; larger batches were less accurate
+BATCH_SIZE = 128  # smaller ones are slower on 2 CPU cores, larger ones less accurate
 PEAK_RATE = 4e-3  # Adam's learning rate at the top of the cycle
 WARM_UP = 0.2  # part of the run in which the rate climbs
 ROTATION = 10  # largest angle, degrees
@@ -108,7 +108,7 @@ def batches(X, y, batch_size, seed=None, augment=False):
     def gather(index, pair):  # by NumPy: as a tensor, the images would lie in memory twice
         images = tf.numpy_function(lambda i: X[i], [index], X.dtype, stateful=False)
         images = tf.ensure_shape(images, (None, *X.shape[1:]))
-        if augment:  # half of them, which ones is new in each epoch: nearly as good as all, and faster
+        if augment:  # half of them, others in each epoch: as accurate as all, and faster
             half = (tf.shape(images)[0] + 1) // 2
             images = tf.concat([distort(images[:half], pair), images[half:]], axis=0)
         return images, tf.gather(y, index)
