@@ -27,12 +27,17 @@ from matplotlib.ticker import MaxNLocator
 # The recipe, chosen on the last 10,000 training images (see the README).
 EPOCHS = 10
 BATCH_SIZE = 128  # smaller ones are slower on 2 CPU cores, larger ones less accurate
-PEAK_RATE = 4e-3  # Adam's learning rate at the top of the cycle
+PEAK_RATE = 8e-3  # Adam's learning rate at the top of the cycle, in a run of one epoch
+PEAK_DECAY = 0.3  # longer runs do better with a lower one: 10**0.3 = 2, so half of it in 10 epochs
 WARM_UP = 0.2  # part of the run in which the rate climbs
 ROTATION = 10  # largest angle, degrees
 SCALING = 0.1  # largest change of width and of height
 SHIFT = 2  # largest shift, pixels
 STEPS_PER_EXECUTION = 8  # fewer returns to Python: the same steps, sooner
+# Intel CPUs with AMX multiply bfloat16 numbers so fast that an epoch takes little more than half the
+# time, at the same accuracy. Without AMX it would take longer. Linux tells; elsewhere it stays float32.
+CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16 = CPUINFO.exists() and "amx_bf16" in CPUINFO.read_text()
 
 MODEL_HELP = "the model's file (default: the data's name and _classification_model.h5, in this folder)"
 
@@ -63,16 +68,25 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         X_train, y_train, X_test, y_test = load_data(data)
         keras.utils.set_random_seed(seed)
         network = build_model()
-        network.optimizer.learning_rate = one_cycle(epochs * math.ceil(len(X_train) / batch_size))
+        network.optimizer.learning_rate = one_cycle(epochs, math.ceil(len(X_train) / batch_size))
         network.steps_per_execution = STEPS_PER_EXECUTION
-        history = network.fit(
-            batches(X_train, y_train, batch_size, seed, augment),
-            epochs=epochs,
-            validation_data=batches(X_test, y_test, batch_size),
-            callbacks=[keras.callbacks.TerminateOnNaN()],
-            shuffle=False,  # `batches` has done it
-            verbose=progress(),
-        )
+        try:
+            history = network.fit(
+                batches(X_train, y_train, batch_size, seed, augment),
+                epochs=epochs,
+                validation_data=batches(X_test, y_test, batch_size),
+                callbacks=[
+                    keras.callbacks.TerminateOnNaN(),
+                    keras.callbacks.LambdaCallback(
+                        on_epoch_begin=lambda epoch, logs: mixed_precision(BFLOAT16),
+                        on_test_begin=lambda logs: mixed_precision(False),
+                    ),
+                ],
+                shuffle=False,  # `batches` has done it
+                verbose=progress(),
+            )
+        finally:
+            mixed_precision(False)
         if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
             raise InputError(f"the loss became NaN in epoch {len(history.epoch)}; {model} is as it was")
         save(network, temporary, model)
@@ -87,11 +101,12 @@ def model_file(data):
     return f"{path.name if path.is_dir() else path.stem}_classification_model.h5"
 
 
-def one_cycle(steps):
-    """Return a learning rate that climbs, then falls along a cosine to 0 after the last step."""
-    warm_up = int(WARM_UP * steps)
+def one_cycle(epochs, steps):
+    """Return a learning rate that climbs, then falls along a cosine to 0 after `epochs` of `steps` steps."""
+    peak = PEAK_RATE / epochs**PEAK_DECAY
+    warm_up = int(WARM_UP * epochs * steps)
     return keras.optimizers.schedules.CosineDecay(
-        PEAK_RATE / 100, steps - warm_up, warmup_target=PEAK_RATE, warmup_steps=warm_up
+        peak / 100, epochs * steps - warm_up, warmup_target=peak, warmup_steps=warm_up
     )
 
 
@@ -135,6 +150,11 @@ def distort(images, seed):
     y = centre - centre * (c + d) + SHIFT * draw[4]
     zero = tf.zeros_like(a)
     return keras.ops.image.affine_transform(images, tf.stack([a, b, x, c, d, y, zero, zero], axis=1))
+
+
+def mixed_precision(on):
+    """Have TensorFlow compute what runs next in bfloat16 where it can, or all in float32. Weights stay float32."""
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
 
 
 def progress():

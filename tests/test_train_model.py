@@ -12,7 +12,7 @@ import tensorflow as tf
 from scipy import ndimage
 
 import train_model as module
-from load_data import InputError
+from load_data import InputError, load_data
 from train_model import batches, distort, draw_history, model_file, one_cycle, train_model, whole_file
 
 
@@ -138,17 +138,50 @@ def test_distort_agrees_with_scipy():
         assert inside.mean() > 0.5
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 12, 4690])
-def test_learning_rate_climbs_then_falls_to_nothing_at_the_last_step(steps):
-    rate = one_cycle(steps)
-    rates = np.array([float(rate(step)) for step in range(steps)])
+@pytest.mark.parametrize("epochs, steps", [(1, 1), (2, 1), (1, 3), (3, 4), (10, 469)])
+def test_learning_rate_climbs_then_falls_to_nothing_at_the_last_step(epochs, steps):
+    rate = one_cycle(epochs, steps)
+    rates = np.array([float(rate(step)) for step in range(epochs * steps)])
     top = rates.argmax()
-    assert rates[top] == pytest.approx(module.PEAK_RATE, rel=0.01) and top <= math.ceil(
-        module.WARM_UP * steps
-    )
+    assert rates[top] == pytest.approx(module.PEAK_RATE / epochs**module.PEAK_DECAY, rel=0.01)
+    assert top <= math.ceil(module.WARM_UP * epochs * steps)
     assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
     assert rates.min() > 0, "no step is wasted"
-    assert float(rate(steps)) == pytest.approx(0, abs=1e-9)
+    assert float(rate(epochs * steps)) == pytest.approx(0, abs=1e-9)
+
+
+def test_learning_rate_is_half_as_high_in_ten_epochs_as_in_one():
+    top = lambda epochs: max(float(one_cycle(epochs, 100)(step)) for step in range(100 * epochs))
+    assert (top(1), top(10)) == (pytest.approx(8e-3, rel=0.01), pytest.approx(4e-3, rel=0.01))
+
+
+def test_only_training_may_use_bfloat16(npz, tmp_path, monkeypatch):
+    switched = []
+    monkeypatch.setattr(module, "BFLOAT16", True)
+    monkeypatch.setattr(module, "mixed_precision", switched.append)
+    train_model(npz, epochs=2, model=tmp_path / "a.h5")
+    assert switched == [True, False, True, False, False], "on in each epoch, off for its validation"
+    switched.clear()
+    monkeypatch.setattr(keras.Model, "evaluate", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_model(npz, epochs=2, model=tmp_path / "a.h5")
+    assert switched == [True, False], "off after an error, too"
+
+
+@pytest.mark.skipif(not module.BFLOAT16, reason="needs an Intel CPU with AMX, under Linux")
+def test_bfloat16_changes_the_training_but_not_the_validation(tmp_path, monkeypatch):
+    models = {}
+    for bfloat16 in (True, False):
+        monkeypatch.setattr(module, "BFLOAT16", bfloat16)
+        models[bfloat16] = tmp_path / f"{bfloat16}.h5"
+        history = train_model("digits", epochs=1, model=models[bfloat16]).history
+        network = keras.models.load_model(models[bfloat16])
+        assert {weight.dtype for weight in network.weights if "iteration" not in weight.path} == {"float32"}
+        X, y = load_data("digits")[2:]
+        loss, accuracy = network.evaluate(X, y, verbose=0)
+        assert history["val_loss"][0] == pytest.approx(loss, rel=1e-5), "float32, as in any evaluation"
+        assert history["val_accuracy"][0] == accuracy
+    assert not same(*map(weights, models.values()))
 
 
 def test_saved_model_carries_the_readmes_loss_and_metrics(digits_model):
@@ -221,7 +254,7 @@ def test_unwritable_output_is_said_before_the_data_is_loaded(tmp_path, monkeypat
 
 def test_a_loss_of_nan_stops_and_keeps_the_old_model(npz, tmp_path, monkeypatch):
     (tmp_path / "a.h5").write_text("old")
-    monkeypatch.setattr(module, "one_cycle", lambda steps: math.nan)
+    monkeypatch.setattr(module, "one_cycle", lambda epochs, steps: math.nan)
     with pytest.raises(InputError, match=r"the loss became NaN in epoch 1"):
         train_model(npz, epochs=2, batch_size=3, model=tmp_path / "a.h5")
     assert (tmp_path / "a.h5").read_text() == "old"
