@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 # The recipe, chosen on the last 10,000 training images (see the README).
 EPOCHS = 10
-BATCH_SIZE = 128  # smaller ones are slower on 2 CPU cores, larger ones less accurate
+BATCH_SIZE = 128  # smaller ones are slower on 2 CPU cores, larger ones less accurate in short runs
 PEAK_RATE = 8e-3  # Adam's learning rate at the top of the cycle, in a run of one epoch
 PEAK_DECAY = 0.3  # longer runs do better with a lower one: 10**0.3 = 2, so half of it in 10 epochs
 WARM_UP = 0.2  # part of the run in which the rate climbs
@@ -34,8 +34,8 @@ ROTATION = 10  # largest angle, degrees
 SCALING = 0.1  # largest change of width and of height
 SHIFT = 2  # largest shift, pixels
 STEPS_PER_EXECUTION = 8  # fewer returns to Python: the same steps, sooner
-# Intel CPUs with AMX multiply bfloat16 numbers so fast that an epoch takes little more than half the
-# time, at the same accuracy. Without AMX it would take longer. Linux tells; elsewhere it stays float32.
+# Intel CPUs with AMX multiply numbers of 16 bits so fast that a run takes about 0.6 of the time, at the
+# same accuracy. Without AMX it would take longer. Linux tells; elsewhere all is computed in float32.
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16 = CPUINFO.exists() and "amx_bf16" in CPUINFO.read_text()
 
@@ -45,8 +45,9 @@ MODEL_HELP = "the model's file (default: the data's name and _classification_mod
 def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, model=None, augment=True):
     """Train the CNN on `data`, save it to the file `model` and its curves beside it.
 
-    The test set is used for the curves only; nothing is chosen by it. The same seed gives
-    the same weights, bit for bit, on the same machine and versions.
+    The test set is used for the curves only; nothing is chosen by it. Where `BFLOAT16` is
+    true, training computes in bfloat16; validation and the saved model are float32. The same
+    seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
 
     Args:
         data: a source that `load_data()` takes.
@@ -79,7 +80,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
                     keras.callbacks.TerminateOnNaN(),
                     keras.callbacks.LambdaCallback(
                         on_epoch_begin=lambda epoch, logs: mixed_precision(BFLOAT16),
-                        on_test_begin=lambda logs: mixed_precision(False),
+                        on_test_begin=lambda logs: mixed_precision(False),  # as evaluate_model.py has it
                     ),
                 ],
                 shuffle=False,  # `batches` has done it
@@ -153,7 +154,11 @@ def distort(images, seed):
 
 
 def mixed_precision(on):
-    """Have TensorFlow compute what runs next in bfloat16 where it can, or all in float32. Weights stay float32."""
+    """Have TensorFlow compute what runs next in bfloat16 where it can (`on` is true), or all in float32.
+
+    Weights stay float32. It is a switch of the whole process, so train side by side in
+    processes, not in threads.
+    """
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
 
 

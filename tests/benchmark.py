@@ -5,7 +5,7 @@
 The two alternate within one run, so that a busy machine slows both. Timed is all that comes
 between the loaded data and the trained network, with validation in every epoch. Prints a
 Markdown table. Takes about 25 minutes on 2 CPU cores, with --quick about 2. Where the recipe uses
-bfloat16, a row tells what it takes in float32, as on other CPUs.
+bfloat16, a row tells what the same CPU takes in float32.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def readme_loop(arrays, epochs, seed):
 
 
 def our_recipe(arrays, epochs, seed, bfloat16=ours.BFLOAT16):
-    """`train_model()` as it stands, less loading, saving and drawing."""
+    """`train_model()` as it stands, less loading, saving and drawing; `bfloat16` is its constant."""
     ours.BFLOAT16 = bfloat16
     ours.load_data = lambda data: arrays
     ours.save = ours.save_picture = lambda *args: None
@@ -91,7 +91,7 @@ def training_flop():
 
 
 def matmul_peak(dtype):
-    """Return the GFLOP/s of a product of two 2048x2048 matrices: what the machine can do."""
+    """Return the GFLOP/s of a product of two 2048x2048 matrices of `dtype`: what the machine can do."""
     a = tf.cast(tf.random.normal((2048, 2048)), dtype)
     product = tf.function(lambda: tf.linalg.matmul(a, a))
     product()
@@ -161,14 +161,12 @@ def main():
         print(
             f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} | {rate.mean():.0f} |"
         )
+    products = " and ".join(f"{peak:.0f} GFLOP/s in {t}" for peak, t in zip(np.median(peaks, axis=0), dtypes))
     print(
         f"\nMean ± standard deviation over n = {rounds} runs. Peak memory of the whole process: "
         f"{memory_ours:.0f} MiB, README's loop {memory_readme:.0f} MiB ({memory_ours / memory_readme:.2f}). "
-        f"{processor()}; matrix product "
-        + " and ".join(
-            f"{peak:.0f} GFLOP/s in {dtype}" for peak, dtype in zip(np.median(peaks, axis=0), dtypes)
-        )
-        + f". Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}."
+        f"{processor()}; matrix product {products}. Python {platform.python_version()}, "
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}."
     )
 
 
