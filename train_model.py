@@ -105,9 +105,10 @@ def model_file(data):
 def one_cycle(epochs, steps):
     """Return a learning rate that climbs, then falls along a cosine to 0 after `epochs` of `steps` steps."""
     peak = PEAK_RATE / epochs**PEAK_DECAY
-    warm_up = int(WARM_UP * epochs * steps)
+    total = epochs * steps
+    warm_up = int(WARM_UP * total)
     return keras.optimizers.schedules.CosineDecay(
-        peak / 100, epochs * steps - warm_up, warmup_target=peak, warmup_steps=warm_up
+        peak / 100, total - warm_up, warmup_target=peak, warmup_steps=warm_up
     )
 
 

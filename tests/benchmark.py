@@ -106,8 +106,8 @@ def matmul_peak(dtype):
 def processor():
     """Return the processor's name and the number of cores this process may use."""
     names = (
-        [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-        if Path("/proc/cpuinfo").exists()
+        [line for line in ours.CPUINFO.read_text().splitlines() if "model name" in line]
+        if ours.CPUINFO.exists()
         else []
     )
     name = names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
