@@ -4,11 +4,18 @@ python build_model.py
 """
 
 import argparse
+import os
 
-from load_data import CLASSES, IMAGE_SHAPE, run  # before Keras: it quietens TensorFlow's start
+from load_data import CLASSES, IMAGE_SHAPE, quiet_start, run
 
-import keras
-from keras import layers
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's other projects take
+with quiet_start():
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    tf.config.list_physical_devices()  # the search for a GPU is part of the start
+keras.config.set_image_data_format("channels_last")
 
 
 def build_model():
@@ -36,6 +43,9 @@ def build_model():
     )
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
     return model
+
+
+# Running as a script
 
 
 def main():

@@ -1,27 +1,31 @@
-"""Evaluate a trained model on the test images, or read pictures of your own with it.
+"""Evaluate a trained model on the test images, read pictures of your own with it, or draw for it.
 
-python evaluate_model.py [--data mnist | digits | PATH] [--model FILE.h5] [PICTURE ...]
+python evaluate_model.py [--data mnist | digits | PATH] [--model FILE.h5] [PICTURE ... | --draw]
 """
 
 import math
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
+from build_model import keras
 from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, load_data, one_line, run
-from load_data import decode, load_image
-from train_model import MODEL_HELP, h5_file, model_file, progress, save_picture
+from load_data import find_digits, load_picture
+from train_model import MODEL_HELP, model_path, progress, save_picture, whole_file
 
 import h5py
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.ticker import MaxNLocator
+from matplotlib.backends import BackendFilter, backend_registry
+from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
-SHOWN = 36  # at most so many images in a picture
+SHOWN = 36  # at most so many images or pictures in a figure
+UNSURE = 0.8  # a digit read with a lower probability is followed by a question mark
 
 
 def evaluate_model(data="mnist", model=None):
@@ -29,19 +33,21 @@ def evaluate_model(data="mnist", model=None):
 
     Args:
         data: a source that `load_data()` takes.
-        model: path of the .h5 file; default: `model_file(data)` in the current folder.
+        model: path of the .h5 file; default: the data's name and `_classification_model.h5`, in
+            the current folder.
 
     Returns:
         A dict: `loss` (mean categorical cross-entropy), `accuracy` (a fraction) and
         `confusion_matrix` (integers of shape (10, 10), true class by row).
 
     Raises:
-        InputError: no such model, a file that is none for these images, bad data.
+        InputError: bad data, no such model, a file that is none for these images.
     """
-    model = Path(model or model_file(data))
-    network = load_model(model, data)
     X_test, y_test = load_data(data)[2:]
+    model = model_path(data, model)
+    network = load_model(model, data)
     probabilities = predict(network, X_test, model, progress())
+
     y_true, y_pred = y_test.argmax(axis=1), probabilities.argmax(axis=1)
     loss = float(np.mean(keras.losses.categorical_crossentropy(y_test, probabilities)))
     correct = int((y_true == y_pred).sum())
@@ -51,81 +57,288 @@ def evaluate_model(data="mnist", model=None):
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
     print(classification_report(y_true, y_pred, labels=range(CLASSES), digits=4, zero_division=0))
     matrix = confusion_matrix(y_true, y_pred, labels=range(CLASSES))
-    save_picture(model.with_name(f"{model.stem}_confusion_matrix.png"), draw_confusion_matrix, matrix)
+    save_picture(model.with_name(f"{model.stem}_confusion_matrix.png"), draw_confusion_matrix(matrix))
+
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(y_true != y_pred)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
-    if len(wrong):
-        titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in wrong]
-        save_picture(model.with_name(f"{model.stem}_mistakes.png"), draw_images, X_test[wrong], titles, 9)
-    else:
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
+    if len(wrong) == 0:
         print("No mistakes to draw: every test image was read right")
+    else:
+        titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
+        note = f"the {len(surest)} surest of {len(wrong)} mistakes"
+        figure = draw_mistakes(X_test[surest], titles, note)
+        save_picture(model.with_name(f"{model.stem}_mistakes.png"), figure, f" ({note})")
     return {"loss": loss, "accuracy": accuracy, "confusion_matrix": matrix}
 
 
+def draw_confusion_matrix(matrix):
+    """Return a figure of the counts, true class by row, coloured by the errors alone."""
+    figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
+    errors = matrix - np.diag(np.diag(matrix))  # beside hundreds of hits, they would all look alike
+    sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", linewidths=0.5, cbar_kws={"label": "Errors"}, ax=ax)
+    ax.set(title="Confusion matrix", xlabel="Predicted", ylabel="True")
+    ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def draw_mistakes(images, titles, note):
+    """Return a figure of test images (n, 28, 28, 1), each under its title."""
+    columns = min(9, len(images))
+    rows = math.ceil(len(images) / columns)
+    size = max(4, 1.4 * columns), 1.75 * rows + 0.5
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle(note.capitalize(), fontsize=11)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+# Pictures of one's own
+
+
 def read_pictures(pictures, data="mnist", model=None):
-    """Print which digit a trained model reads in each picture file, and draw what it saw.
+    """Print which digits a trained model reads in each picture file, and draw where it found them.
 
     A picture that can't be read gets a line on stderr, and the others are read all the same.
 
     Args:
-        pictures: paths of picture files, one handwritten digit in each; see `load_image()`.
+        pictures: paths of picture files with one or more digits each; see `find_digits()`.
         data, model: as in `evaluate_model()`; `data` only names the default model.
 
     Returns:
-        A list of (path, float32 class probabilities of shape (10,)) of the pictures read.
+        A list of (path, float32 class probabilities of shape (digits, 10)) of the pictures read.
 
     Raises:
         InputError: no such model, or a file that is none for these images.
     """
-    model = Path(model or model_file(data))
+    model = model_path(data, model)
     network = load_model(model, data)
-    paths, images, drawn, titles = [], [], [], []
+    if data == "digits" or model.name.startswith("digits_"):
+        print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
+    answers, drawn = [], []
     for path in pictures:
         try:
-            images.append(load_image(path))
-            paths.append(path)
+            pixels, _ = load_picture(path)
+            images, boxes, rows = find_digits(pixels, name=path)
         except InputError as error:
             print(one_line(error), file=sys.stderr)
-    if not images:
-        return []
-    answers = predict(network, np.stack(images), model, 0)
-    for path, image, answer in zip(paths, images, answers):
-        second, first = np.argsort(answer)[-2:]
-        best, next_best = 100 * answer[[first, second]]
-        print(f"{path}: {first} ({best:.2f} %, next {second} with {next_best:.2f} %)")
-        if len(titles) < 2 * SHOWN:
-            drawn += [np.uint8(decode(path)), image]
-            titles += [Path(path).name[-20:], f"{first} ({best:.1f} %)"]
-    save_picture(model.with_name(f"{model.stem}_predictions.png"), draw_images, drawn, titles, 8)
-    return list(zip(paths, answers))
+            continue
+        probabilities = predict(network, images, model)
+        print(f"{printable(path)}: {describe(probabilities, rows)}")
+        answers.append((path, probabilities))
+        if len(drawn) < SHOWN:
+            drawn.append((path, pixels, images, boxes, probabilities))
+    if answers:
+        note = f" (the first {SHOWN} of {len(answers)})" if len(answers) > SHOWN else ""
+        save_picture(model.with_name(f"{model.stem}_predictions.png"), draw_predictions(drawn), note)
+    return answers
+
+
+def describe(probabilities, rows):
+    """Return what is read as text: `7 (99.87 %, then 1: 0.08 %)`, or `12 34? (least sure: 4, 71.20 %)`."""
+    digits = read_digits(probabilities)
+    text = digits[0]
+    for digit, row, row_before in zip(digits[1:], rows[1:], rows):
+        text += digit if row == row_before else " " + digit
+    percent = 100 * probabilities.max(axis=1)
+    if len(digits) > 1:
+        least = percent.argmin()
+        return f"{text} (least sure: {probabilities[least].argmax()}, {percent[least]:.2f} %)"
+    second = probabilities[0].argsort()[-2]
+    return f"{text} ({percent[0]:.2f} %, then {second}: {100 * probabilities[0, second]:.2f} %)"
+
+
+def read_digits(probabilities):
+    """Return the digits as a list of texts, each with a question mark if it is unsure."""
+    return [f"{row.argmax()}?" if row.max() < UNSURE else f"{row.argmax()}" for row in probabilities]
+
+
+def printable(path):
+    """Return a path as text without control characters or what UTF-8 can't encode."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", os.fspath(path).encode(errors="replace").decode())
+
+
+def draw_predictions(drawn):
+    """Return a figure of pictures with a box and the digit read at every place.
+
+    Beside a picture of one digit stands what the network saw of it.
+    """
+    columns = min(4, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
+    figure = plt.figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
+    cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03).flat
+    for cell, (path, pixels, images, boxes, probabilities) in zip(cells, drawn):
+        name = printable(Path(path).name)
+        cell.suptitle(name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}", fontsize=9, parse_math=False)
+        cell.set(edgecolor="0.7", linewidth=1)
+        axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]
+        axes[0].imshow(pixels)
+        axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
+        for (left, top, right, bottom), digit in zip(boxes, read_digits(probabilities)):
+            axes[0].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color="red", lw=0.8))
+            axes[0].text(left, top, digit, color="red", fontsize=9, va="bottom")
+        if len(images) == 1:
+            axes[1].imshow(images[0], cmap="gray", vmin=0, vmax=1)
+        for ax in axes:
+            ax.set(xticks=[], yticks=[])
+    return figure
+
+
+# Drawing in a window
+
+PAPER = (480, 360)  # width and height in pixels
+PEN = 14  # width in pixels
+
+
+def draw(data="mnist", model=None):
+    """Open a window to draw digits in; it shows what a trained model reads.
+
+    Its keys: `c` clears the paper, `z` takes the last stroke back, `s` saves the drawing beside
+    the model. In a notebook it takes an interactive backend, such as `%matplotlib widget`.
+
+    Args:
+        data, model: as in `read_pictures()`.
+
+    Raises:
+        InputError: no display, no such model, or a file that is none for these images.
+    """
+    if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+        raise InputError("there is no display to draw on, or none that matplotlib can use")
+    model = model_path(data, model)
+    drawing_window(load_model(model, data), model.with_name(f"{model.stem}_drawing.png"))
+    plt.show()
+
+
+def drawing_window(network, path):
+    """Return a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
+    with plt.rc_context({"toolbar": "None"}):
+        figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
+    figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
+    figure.suptitle("Draw digits here.   c: clear   z: take the last stroke back   s: save")
+    paper, seen, bars = axes
+    page = paper.imshow(draw_strokes([]))
+    sight = seen.imshow(np.zeros(IMAGE_SHAPE), cmap="gray", vmin=0, vmax=1)
+    chances = bars.barh(range(CLASSES), np.zeros(CLASSES))
+    seen.set_title("what the network sees\nof the digit drawn last", fontsize=10)
+    bars.set_title("its probabilities", fontsize=10)
+    bars.set(xlim=(0, 1), yticks=range(CLASSES), ylim=(CLASSES - 0.5, -0.5))
+    for ax in (paper, seen):
+        ax.set(xticks=[], yticks=[])
+    strokes = []  # each a list of points (x, y), in pixels of the paper
+    pressed = False
+
+    def read(message=""):
+        picture = draw_strokes(strokes)
+        page.set_data(picture)
+        image, probabilities = np.zeros(IMAGE_SHAPE), np.zeros(CLASSES)
+        try:
+            images, boxes, rows = find_digits(np.asarray(picture))
+        except InputError:
+            text = "no digit found" if strokes else ""
+        else:
+            answers = network(images, training=False).numpy()
+            text = describe(answers, rows)
+            centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+            last = np.hypot(*(centres - np.mean(strokes[-1], axis=0)).T).argmin()
+            image, probabilities = images[last], answers[last]
+        sight.set_data(image)
+        for bar, probability in zip(chances, probabilities):
+            bar.set_width(probability)
+        paper.set_title(message or text)
+        figure.canvas.draw_idle()
+
+    def press(event):
+        nonlocal pressed
+        if event.inaxes is paper:
+            pressed = True
+            strokes.append([])
+            move(event)
+
+    def move(event):
+        if pressed:
+            x, y = paper.transData.inverted().transform((event.x, event.y))
+            strokes[-1].append((x, y))
+            page.set_data(draw_strokes(strokes))
+            figure.canvas.draw_idle()
+
+    def release(event):
+        nonlocal pressed
+        if pressed:
+            pressed = False
+            read()
+
+    def key(event):
+        if event.key == "c":
+            strokes.clear()
+            read()
+        elif event.key == "z":
+            del strokes[-1:]
+            read()
+        elif event.key == "s":
+            try:
+                with whole_file(path) as temporary:
+                    draw_strokes(strokes).save(temporary)
+                read(f"Saved {path.name}")
+            except InputError as error:
+                read(one_line(error))
+
+    figure.canvas.mpl_connect("button_press_event", press)
+    figure.canvas.mpl_connect("motion_notify_event", move)
+    figure.canvas.mpl_connect("button_release_event", release)
+    figure.canvas.mpl_connect("key_press_event", key)
+    return figure
+
+
+def draw_strokes(strokes):
+    """Return the paper as a PIL image, with black strokes on white."""
+    picture = Image.new("RGB", PAPER, "white")
+    canvas = ImageDraw.Draw(picture)
+    for stroke in strokes:
+        canvas.line(stroke, fill="black", width=PEN, joint="curve")
+        for x, y in (stroke[0], stroke[-1]):  # round ends; the whole stroke, if it is a dot
+            canvas.circle((x, y), PEN / 2, fill="black")
+    return picture
+
+
+# Trained models
 
 
 def load_model(path, data="mnist"):
-    """Return the Keras model in the .h5 file `path`, or raise InputError."""
+    """Return the Keras model in the .h5 file `path`. Raises InputError."""
+    path = Path(path)
     if not os.path.isfile(path):
+        command = ["python", "train_model.py"]
+        command += [] if data == "mnist" else ["--data", os.fspath(data)]
+        command += [] if path == model_path(data) else ["--model", os.fspath(path)]
         others = ", ".join(sorted(file.name for file in path.parent.glob("*.h5"))) or "none"
-        command = "python train_model.py" + ("" if data == "mnist" else f" --data {data}")
-        command += "" if path == Path(model_file(data)) else f" --model {path}"
-        raise InputError(f"{path}: no such model; train one first: {command} (models there: {others})")
+        raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
-        refuse_bomb(path)
-        # A rehearsal that makes no weights: a file whose layers don't fit its weights ends here.
+        check_sizes(path)
+        # A rehearsal without memory for weights: a file whose layers don't fit its weights ends here.
         with keras.StatelessScope(initialize_variables=False):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
         if max(math.prod(layer.output.shape[1:]) for layer in network.layers) > 100_000:
             raise ValueError("a layer puts out more than 100,000 numbers for an image")
-        shapes = network.input_shape, network.output_shape
+        if not all(np.isfinite(weights).all() for weights in network.get_weights()):
+            raise ValueError("not all of its weights are finite numbers")
     except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything
         raise InputError(f"{path}: not a Keras model that can be used ({error})") from error
+    shapes = network.input_shape, network.output_shape
     if shapes != ((None, *IMAGE_SHAPE), (None, CLASSES)):
         raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
     return network
 
 
-def refuse_bomb(path):
-    """Raise ValueError if an HDF5 file declares or names more weights than it holds, or 256 MiB."""
+def check_sizes(path):
+    """Raise ValueError if an HDF5 file declares or names more weights than it holds, or 256 MiB.
+
+    HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
+    """
     sizes, names = [], []
 
     def visit(_, item):
@@ -138,48 +351,31 @@ def refuse_bomb(path):
         raise ValueError("it declares more weights than it holds, or more than 256 MiB")
 
 
-def predict(network, images, model, verbose):
-    """Return class probabilities (n, 10); raise InputError if the outputs are none."""
+def predict(network, images, model, verbose=0):
+    """Return class probabilities (n, 10). Raises InputError if what the network puts out are none."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError(f"{model}: its outputs are no probabilities (NaN, negative or not summing to 1)")
     return probabilities
 
 
-def draw_confusion_matrix(matrix):
-    """Return a figure of the counts; only the errors are coloured, or they would pale."""
-    figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
-    hits = np.eye(CLASSES, dtype=bool)
-    style = {"annot": True, "fmt": "d", "linewidths": 0.5, "ax": ax}
-    sns.heatmap(matrix, mask=~hits, cmap=["#e4e4e4"], cbar=False, **style)
-    bar = {"label": "Errors", "ticks": MaxNLocator(integer=True)}
-    sns.heatmap(matrix, mask=hits, cmap="Blues", vmin=0, cbar_kws=bar, **style)
-    ax.set(title="Confusion matrix", xlabel="Predicted", ylabel="True")
-    return figure
-
-
-def draw_images(images, titles, columns):
-    """Return a figure of images, (28, 28, 1) white on black or RGBA, each with its title."""
-    rows, columns = -(-len(images) // columns), min(columns, len(images))
-    size = 1.4 * columns, 1.75 * rows
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, image, title in zip(axes.flat, images, titles):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
-        ax.set_title(title, fontsize=9, parse_math=False)  # a file name may hold a $
-    return figure
+# Running as a script
 
 
 def main():
-    """Read the command line and evaluate."""
-    parser = data_parser("Evaluate a trained model on the test images, or read pictures of your own with it.")
-    parser.add_argument("--model", type=h5_file, metavar="FILE.h5", help=MODEL_HELP)
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="one handwritten digit each")
+    """Read the command line; then evaluate, read pictures or open a window to draw in."""
+    parser = data_parser("Evaluate a trained model on the test images, read pictures with it, or draw for it.")
+    parser.add_argument("--model", metavar="FILE.h5", help=MODEL_HELP)
+    parser.add_argument("--draw", action="store_true", help="open a window to draw digits in, and read them")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="one or more handwritten digits each")
     args = parser.parse_args()
-    if not args.pictures:
+    if args.draw and args.pictures:
+        parser.error("--draw takes no pictures")
+    if args.draw:
+        draw(args.data, args.model)
+    elif not args.pictures:
         evaluate_model(args.data, args.model)
-    elif len(read_pictures(**vars(args))) < len(args.pictures):
+    elif len(read_pictures(args.pictures, args.data, args.model)) < len(args.pictures):
         sys.exit(1)
 
 

@@ -1,174 +1,205 @@
-"""Compare this project's recipe with the README's original loop: accuracy, time and memory.
+"""Compare the recipe with the textbook loop, or one changed constant a row with the recipe.
 
     python tests/benchmark.py [--data PATH] [--seeds 5] [--quick]
+    python tests/benchmark.py --ablation [ROW ...] [--data PATH] [--seeds 5] [--epochs 10]
 
-The two alternate within one run, so that a busy machine slows both. Timed is all that comes
-between the loaded data and the trained network, with validation in every epoch. Prints a
-Markdown table. Takes about 25 minutes on 2 CPU cores, with --quick about 2. Where the recipe uses
-bfloat16, a row tells what the same CPU takes in float32.
+The first trains on the training images and tests on the test images. The runs alternate, so that a
+busy machine slows them all. Timed is what comes between the loaded data and the trained network,
+with validation in every epoch. It takes half an hour on 2 CPU cores; with --quick, 3 minutes.
+
+The second trains on the first five sixths of the training images and judges by the rest: it is how
+the recipe's constants were chosen. A row takes about a minute a seed; --ablation --help names them.
+
+Both print a Markdown table.
 """
 
 import argparse
-import contextlib
-import functools
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["MPLBACKEND"] = "agg"
 
-import train_model as ours
-from build_model import build_model
-from load_data import load_data
+import train_model as recipe
+from build_model import build_model, keras
+from load_data import InputError, load_data, run
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-# The original loop, alone in a process of its own, for its peak memory.
-README_SCRIPT = """
-import sys
-from load_data import load_data
+# What one epoch of each takes of memory is measured in a process of its own.
+START = """
+import resource, sys
+from load_data import load_data, run
 from build_model import build_model
-import matplotlib.pyplot as plt
-X_train, y_train, X_test, y_test = load_data(sys.argv[1])
-build_model().fit(X_train, y_train, epochs=1, validation_data=(X_test, y_test), verbose=0)
+from train_model import plt, train_model
+"""
+END = """
+run(main)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+TEXTBOOK_MEMORY = """
+def main():
+    X_train, y_train, X_test, y_test = load_data(sys.argv[1])
+    build_model().fit(X_train, y_train, epochs=1, validation_data=(X_test, y_test), verbose=0)
+"""
+RECIPE_MEMORY = """
+def main():
+    train_model(sys.argv[1], epochs=1)
 """
 
+# The ablation's rows: what is changed in train_model.py.
+ROWS = {
+    "recipe": {},
+    "float32": {"BFLOAT16": False},
+    "all-distorted": {"DISTORT_ONE_IN": 1},
+    "quarter-distorted": {"DISTORT_ONE_IN": 4},
+    "none-distorted": {"distort": lambda images, seed: images},
+    "rotation-15": {"ROTATION": 15},
+    "shift-1": {"SHIFT": 1},
+    "constant-rate": {"one_cycle": lambda epochs, steps: 1e-3},
+    "peak-4e-3": {"PEAK_RATE": 4e-3},
+    "peak-6e-3": {"PEAK_RATE": 6e-3},
+    "peak-1.2e-2": {"PEAK_RATE": 1.2e-2},
+    "peak-1.6e-2": {"PEAK_RATE": 1.6e-2},
+    "warm-up-10%": {"WARM_UP": 0.1},
+    "warm-up-40%": {"WARM_UP": 0.4},
+    "batches-64": {"BATCH_SIZE": 64},
+    "batches-256": {"BATCH_SIZE": 256},
+}
 
-def readme_loop(arrays, epochs, seed):
-    """The README's loop as written: batch 32, constant rate, NumPy arrays into `fit`; not seeded, as there."""
+
+def textbook_loop(arrays, epochs, seed):
+    """Train as the textbook does: batches of 32, a constant rate, NumPy arrays into `fit`; not seeded."""
     X_train, y_train, X_test, y_test = arrays
     history = build_model().fit(X_train, y_train, epochs=epochs, validation_data=(X_test, y_test), verbose=0)
     return history.history["val_accuracy"][-1]
 
 
-def our_recipe(arrays, epochs, seed, bfloat16=ours.BFLOAT16):
-    """`train_model()` as it stands, less loading, saving and drawing; `bfloat16` is its constant."""
-    ours.BFLOAT16 = bfloat16
-    ours.load_data = lambda data: arrays
-    ours.save = ours.save_picture = lambda *args: None
-    ours.progress = lambda: 0
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        history = ours.train_model(epochs=epochs, seed=seed, model=Path(folder, "model.h5"))
+def our_recipe(arrays, epochs, seed, **changes):
+    """Train as `train_model()` does, with some of its module's names changed, but neither load nor save."""
+    untimed = {
+        "load_data": lambda data: arrays,
+        "save_network": lambda network, path: None,
+        "save_picture": lambda path, figure: recipe.plt.close(figure),
+        "progress": lambda: 0,
+    }
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
+        with mock.patch.multiple(recipe, **untimed, **changes):
+            history = recipe.train_model(
+                epochs=epochs, batch_size=recipe.BATCH_SIZE, seed=seed, model=Path(folder, "model.h5")
+            )
     return history.history["val_accuracy"][-1]
 
 
-def peak_memory(code, *args):
+def peak_memory(code, data):
     """Return the peak resident memory in MiB of a process of its own that runs `code` (POSIX only)."""
-    code += (
-        "\nimport resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-    )
+    tell("peak memory")
     with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run(
-            [sys.executable, "-c", code, *args],
+        child = subprocess.run(
+            [sys.executable, "-c", START + code + END, os.path.abspath(data) if os.path.exists(data) else data],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            check=True,
         )
-    return int(result.stderr.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
+    tell("")
+    if child.returncode:
+        raise InputError(child.stderr.strip().removeprefix("error: ") or "a training ended without a word")
+    return int(child.stdout.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def training_flop():
-    """Return the floating-point operations that training on one image takes, counted from the layers."""
-    flop = 0
-    for number, layer in enumerate(build_model().layers):
-        if layer.weights:
-            places = np.prod(layer.output.shape[1:-1])  # 1 for a dense layer
-            forward = 2 * places * np.prod(layer.kernel.shape)
-            flop += forward * (
-                2 if number == 0 else 3
-            )  # backward costs one for the weights, one for the inputs
-    return flop
-
-
-def matmul_peak(dtype):
-    """Return the GFLOP/s of a product of two 2048x2048 matrices of `dtype`: what the machine can do."""
-    a = tf.cast(tf.random.normal((2048, 2048)), dtype)
-    product = tf.function(lambda: tf.linalg.matmul(a, a))
-    product()
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        product()
-        seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / np.median(seconds) / 1e9
-
-
-def processor():
-    """Return the processor's name and the number of cores this process may use."""
-    names = (
-        [line for line in ours.CPUINFO.read_text().splitlines() if "model name" in line]
-        if ours.CPUINFO.exists()
-        else []
+def machine():
+    """Return a sentence on the processor, its units for bfloat16, and the versions."""
+    lines = recipe.CPUINFO.read_text().splitlines() if recipe.CPUINFO.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    units = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in recipe.CPU_FLAGS]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{name} with {' and '.join(units) or 'no units for bfloat16'}, {cores} cores. "
+        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"NumPy {np.__version__}."
     )
-    name = names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def spread(values, digits):
+    """Return values as text: mean ± standard deviation."""
+    text = f"{np.mean(values):.{digits}f}"
+    return text + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def tell(text):
+    """Show on stderr how far it has come, over what was shown before."""
+    print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)
+
+
+def benchmark(data, seeds, quick):
+    """Print the table that compares accuracy, time and memory with the textbook loop."""
+    long, seeds = (2, 2) if quick else (10, seeds)
+    runs = [("textbook loop", textbook_loop, long, {}), ("`train_model.py`", our_recipe, long, {})]
+    runs += [(f"`train_model.py --epochs {n}`", our_recipe, n, {}) for n in (2, 1) if n < long]
+    if recipe.BFLOAT16:
+        runs.append(("`train_model.py` in float32", our_recipe, long, {"BFLOAT16": False}))
+    # First, while this process is small: Linux counts what a child shares with it before its start.
+    textbook_memory, our_memory = peak_memory(TEXTBOOK_MEMORY, data), peak_memory(RECIPE_MEMORY, data)
+
+    arrays = load_data(data)
+    accuracy, seconds = np.zeros((2, len(runs), seeds))
+    for seed in range(seeds):
+        for number, (name, train, epochs, changes) in enumerate(runs):
+            tell(f"round {seed + 1} of {seeds}: {name}")
+            start = time.perf_counter()
+            accuracy[number, seed] = 100 * train(arrays, epochs, seed, **changes)
+            seconds[number, seed] = time.perf_counter() - start
+    tell("")
+    print("| run | epochs | test accuracy, % | seconds | time, textbook loop = 1 |\n|---|---|---|---|---|")
+    for (name, _, epochs, _), acc, sec, ratio in zip(runs, accuracy, seconds, seconds / seconds[0]):
+        print(f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} |")
+    print(
+        f"\nMean ± standard deviation over n = {seeds} runs. Peak memory of the whole process: {our_memory:.0f} MiB, "
+        f"textbook loop {textbook_memory:.0f} MiB ({our_memory / textbook_memory:.2f}).\n{machine()}"
+    )
+
+
+def ablation(data, seeds, epochs, names):
+    """Print a table of accuracies on the last sixth of the training images, one changed constant a row."""
+    X, y, _, _ = load_data(data)
+    split = len(X) * 5 // 6
+    arrays = X[:split], y[:split], X[split:], y[split:]
+    print(f"| row | accuracy on the last {len(X) - split} training images, %, {epochs} epochs |\n|---|---|")
+    for name in names:
+        accuracy = []
+        for seed in range(seeds):
+            tell(f"{name}: seed {seed + 1} of {seeds}")
+            accuracy.append(100 * our_recipe(arrays, epochs, seed, **ROWS[name]))
+        tell("")
+        print(f"| {name} | {spread(accuracy, 2)} |", flush=True)
+    print(f"\nMean ± standard deviation over n = {seeds} seeds. {machine()}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="mnist", help="a source that load_data() takes (default: mnist)")
-    parser.add_argument("--seeds", type=int, default=5, help="how often each is run (default: 5)")
+    parser.add_argument("--data", default="mnist", help="a source that load_data() takes (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="how often each is run (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds of two epochs: a first impression")
+    parser.add_argument("--epochs", type=int, default=10, help="of the ablation's runs (default: %(default)s)")
+    parser.add_argument("--ablation", nargs="*", choices=ROWS, metavar="ROW", help=", ".join(ROWS).replace("%", "%%"))
     args = parser.parse_args()
     tf.get_logger().setLevel("ERROR")  # it warns that several networks are trained in one process
-    long, rounds = (2, 2) if args.quick else (10, args.seeds)
-    rows = [("README's loop", readme_loop, long), ("train_model.py", our_recipe, long)]
-    rows += [(f"train_model.py --epochs {n}", our_recipe, n) for n in (2, 1) if n < long]
-    dtypes = ["float32"]
-    if ours.BFLOAT16:
-        rows.append(("train_model.py in float32", functools.partial(our_recipe, bfloat16=False), long))
-        dtypes.append("bfloat16")
-
-    # First, while this process is small: Linux counts what a child shares with it before its start.
-    print("peak memory", end="", file=sys.stderr, flush=True)
-    data = os.path.abspath(args.data) if os.path.exists(args.data) else args.data
-    memory_readme = peak_memory(README_SCRIPT, data)
-    memory_ours = peak_memory("import sys, train_model; train_model.train_model(sys.argv[1], epochs=1)", data)
-    arrays = load_data(args.data)
-    accuracy, seconds = np.zeros((2, len(rows), rounds))
-    peaks = []
-    for i in range(rounds):
-        for j, (name, train, epochs) in enumerate(rows):
-            print(f"\rround {i + 1} of {rounds}: {name:30}", end="", file=sys.stderr, flush=True)
-            start = time.perf_counter()
-            accuracy[j, i] = 100 * train(arrays, epochs, seed=i)
-            seconds[j, i] = time.perf_counter() - start
-            peaks.append([matmul_peak(dtype) for dtype in dtypes])
-    print("\r" + " " * 50 + "\r", end="", file=sys.stderr)
-
-    gflops = training_flop() * len(arrays[0]) * np.array([[epochs] for _, _, epochs in rows]) / seconds / 1e9
-    print(
-        "| run | epochs | test accuracy, % | seconds | time, README's loop = 1 | GFLOP/s |\n|---|---|---|---|---|---|"
-    )
-    for (name, _, epochs), acc, sec, ratio, rate in zip(
-        rows, accuracy, seconds, seconds / seconds[0], gflops
-    ):
-        spread = lambda values, digits: (
-            f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
-            if rounds > 1
-            else f"{values.mean():.{digits}f}"
-        )
-        print(
-            f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} | {rate.mean():.0f} |"
-        )
-    products = " and ".join(f"{peak:.0f} GFLOP/s in {t}" for peak, t in zip(np.median(peaks, axis=0), dtypes))
-    print(
-        f"\nMean ± standard deviation over n = {rounds} runs. Peak memory of the whole process: "
-        f"{memory_ours:.0f} MiB, README's loop {memory_readme:.0f} MiB ({memory_ours / memory_readme:.2f}). "
-        f"{processor()}; matrix product {products}. Python {platform.python_version()}, "
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}."
-    )
+    if args.ablation is None:
+        benchmark(args.data, args.seeds, args.quick)
+    else:
+        ablation(args.data, args.seeds, args.epochs, args.ablation or list(ROWS))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
