@@ -3,6 +3,7 @@
 python evaluate_model.py [--data mnist | digits | PATH] [--model FILE.h5] [PICTURE ... | --draw]
 """
 
+import contextlib
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 from build_model import keras
-from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, load_data, one_line, run
+from load_data import CLASSES, IMAGE_SHAPE, InputError, check_source, data_parser, load_data, one_line, run
 from load_data import find_digits, load_picture
 from train_model import MODEL_HELP, model_path, progress, save_picture, whole_file
 
@@ -20,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
@@ -43,9 +45,10 @@ def evaluate_model(data="mnist", model=None):
     Raises:
         InputError: bad data, no such model, a file that is none for these images.
     """
-    X_test, y_test = load_data(data)[2:]
+    check_source(data)
     model = model_path(data, model)
     network = load_model(model, data)
+    X_test, y_test = load_data(data)[2:]
     probabilities = predict(network, X_test, model, progress())
 
     y_true, y_pred = y_test.argmax(axis=1), probabilities.argmax(axis=1)
@@ -218,78 +221,47 @@ def drawing_window(network, path):
     with plt.rc_context({"toolbar": "None"}):
         figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
-    figure.suptitle("Draw digits here.   c: clear   z: take the last stroke back   s: save")
     paper, seen, bars = axes
-    page = paper.imshow(draw_strokes([]))
-    sight = seen.imshow(np.zeros(IMAGE_SHAPE), cmap="gray", vmin=0, vmax=1)
-    chances = bars.barh(range(CLASSES), np.zeros(CLASSES))
-    seen.set_title("what the network sees\nof the digit drawn last", fontsize=10)
-    bars.set_title("its probabilities", fontsize=10)
-    bars.set(xlim=(0, 1), yticks=range(CLASSES), ylim=(CLASSES - 0.5, -0.5))
-    for ax in (paper, seen):
-        ax.set(xticks=[], yticks=[])
     strokes = []  # each a list of points (x, y), in pixels of the paper
-    pressed = False
+    page = paper.imshow(draw_strokes(strokes))
+    paper.set(xticks=[], yticks=[], xlabel="c: clear   z: take the last stroke back   s: save")
 
-    def read(message=""):
+    def show(message=None):
         picture = draw_strokes(strokes)
         page.set_data(picture)
-        image, probabilities = np.zeros(IMAGE_SHAPE), np.zeros(CLASSES)
-        try:
+        seen.clear()
+        bars.clear()
+        text = ""
+        with contextlib.suppress(InputError):  # no digit found
             images, boxes, rows = find_digits(np.asarray(picture))
-        except InputError:
-            text = "no digit found" if strokes else ""
-        else:
-            answers = network(images, training=False).numpy()
-            text = describe(answers, rows)
+            probabilities = network(images, training=False).numpy()
+            text = describe(probabilities, rows)
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            last = np.hypot(*(centres - np.mean(strokes[-1], axis=0)).T).argmin()
-            image, probabilities = images[last], answers[last]
-        sight.set_data(image)
-        for bar, probability in zip(chances, probabilities):
-            bar.set_width(probability)
+            last = np.linalg.norm(centres - np.mean(strokes[-1], axis=0), axis=1).argmin()
+            seen.imshow(images[last], cmap="gray", vmin=0, vmax=1)
+            bars.barh(range(CLASSES), probabilities[last])
         paper.set_title(message or text)
+        seen.set(title="the digit drawn last,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
+        bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
         figure.canvas.draw_idle()
 
-    def press(event):
-        nonlocal pressed
-        if event.inaxes is paper:
-            pressed = True
-            strokes.append([])
-            move(event)
+    def add(stroke):
+        strokes.append(stroke)
+        show()
 
-    def move(event):
-        if pressed:
-            x, y = paper.transData.inverted().transform((event.x, event.y))
-            strokes[-1].append((x, y))
-            page.set_data(draw_strokes(strokes))
-            figure.canvas.draw_idle()
-
-    def release(event):
-        nonlocal pressed
-        if pressed:
-            pressed = False
-            read()
-
-    def key(event):
+    def obey(event):
         if event.key == "c":
             strokes.clear()
-            read()
+            show()
         elif event.key == "z":
             del strokes[-1:]
-            read()
+            show()
         elif event.key == "s":
-            try:
-                with whole_file(path) as temporary:
-                    draw_strokes(strokes).save(temporary)
-                read(f"Saved {path.name}")
-            except InputError as error:
-                read(one_line(error))
+            show(save_drawing(path, strokes))
 
-    figure.canvas.mpl_connect("button_press_event", press)
-    figure.canvas.mpl_connect("motion_notify_event", move)
-    figure.canvas.mpl_connect("button_release_event", release)
-    figure.canvas.mpl_connect("key_press_event", key)
+    figure.canvas.mpl_connect("key_press_event", obey)
+    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": PEN * 0.8})  # pixels in points
+    show()
     return figure
 
 
@@ -302,6 +274,16 @@ def draw_strokes(strokes):
         for x, y in (stroke[0], stroke[-1]):  # round ends; the whole stroke, if it is a dot
             canvas.circle((x, y), PEN / 2, fill="black")
     return picture
+
+
+def save_drawing(path, strokes):
+    """Save the paper as a PNG file; return how that went, in a line."""
+    try:
+        with whole_file(path) as temporary:
+            draw_strokes(strokes).save(temporary)
+    except InputError as error:
+        return one_line(error)
+    return f"Saved {path}"
 
 
 # Trained models

@@ -21,7 +21,6 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
 from scipy.stats import skew
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -181,80 +180,74 @@ def one_hot(labels):
 
 
 # Pictures of one's own. How find_digits() goes about it:
-# 1. Grey: the picture's colours along the line on which they differ most; ink is bright.
-# 2. Paper away: what is left after a morphological opening that no stroke survives is paper.
-# 3. Parts: connected components of strong ink, without lines across the picture and desks beside it.
-# 4. Digits: parts that lie close above each other are one; tiny ones are specks. They stand in rows.
-# 5. Centre: each digit is cut out and put into 28x28 pixels as MNIST's authors did.
+# 1. Grey: the picture's colours along the line on which they differ most, so that ink is bright.
+# 2. Paper away: a morphological opening, wider than any stroke, leaves the paper; the rest is ink.
+# 3. Parts: connected components of strong ink, without ruled lines, and desks and frames at the border.
+# 4. Digits: parts that lie close above each other are one digit, small ones are specks.
+# 5. Rows and centre: in reading order, each is put into 28x28 pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # of a picture: one as large takes up to a second and 0.5 GB
-MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at an eighth of its size or more
-LONGEST = 1000  # pixels of a picture's longer side in which digits are looked for
+MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at down to an eighth of its size
+LONGEST = 1000  # pixels of a picture's longer side, in which digits are looked for
+
+
+def find_digits(picture, name="picture"):
+    """Find all handwritten digits in a picture, and prepare them as MNIST's authors prepared theirs.
+
+    Args:
+        picture: a file that Pillow can read, or uint8 pixels (height, width) or (height, width, 3 or 4).
+        name: what an error calls the picture if it is given as pixels.
+
+    Returns:
+        `images, boxes, rows`, in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink);
+        the digits' left, top, right and bottom in pixels, int (n, 4); the rows' numbers, int (n,).
+
+    Raises:
+        InputError: no such file, no picture, too large, or no digit in it.
+    """
+    if isinstance(picture, np.ndarray):
+        pixels, scale = np.asarray(Image.fromarray(picture).convert("RGBA")), 1
+    else:
+        name, (pixels, scale) = picture, load_picture(picture)
+    ink = remove_paper(flatten(pixels))
+    labels, numbers = find_parts(ink)
+    if len(numbers) == 0:
+        raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
+    boxes = find_boxes(labels)[numbers - 1]
+    rows = find_rows(boxes)
+    order = np.lexsort((boxes[:, 0], rows))
+    images = [center(thicken(cut_out(ink, labels, numbers[i], boxes[i]))) for i in order]
+    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * scale).astype(int), rows[order]
 
 
 def load_picture(path):
-    """Return a picture file as uint8 RGBA (height, width, 4), upright, and the scale it was reduced by."""
+    """Return a picture file as uint8 RGBA (height, width, 4), upright, and how many times it was longer."""
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; name the pictures in it")
     try:
-        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
-            if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
-                raise ValueError("HEIC; export it as JPEG")
-            with Image.open(file) as image:
-                return reduce(image)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            baseline = image.format == "JPEG" and "progressive" not in image.info
+            if image.width * image.height > (MOST_JPEG_PIXELS if baseline else MOST_PIXELS):
+                raise ValueError("too many megapixels; save it smaller")
+            length = max(image.size)
+            image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG at a half to an eighth of its size
+            image = ImageOps.exif_transpose(image)
+            if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
+                deep = np.nan_to_num(np.asarray(image, np.float32))
+                image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
+            image = image.convert("RGBA")
+            image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+            return np.asarray(image), length / max(image.size)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise InputError(f"{path}: not a picture that can be read ({error})") from error
-
-
-def reduce(image):
-    """Return a PIL image as `load_picture()` does."""
-    baseline = image.format == "JPEG" and "progressive" not in image.info
-    if image.width * image.height > (MOST_JPEG_PIXELS if baseline else MOST_PIXELS):
-        raise ValueError("too many megapixels; save it smaller, as JPEG")
-    size = max(image.size)
-    image.draft(None, (LONGEST, LONGEST))  # lets a large JPEG decode at a half to an eighth of its size
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
-        deep = np.nan_to_num(np.asarray(image, np.float32))
-        image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
-    return np.asarray(image.convert("RGBA")), size / max(image.size)
-
-
-def find_digits(picture, name=None):
-    """Find all handwritten digits in a picture and prepare them as MNIST's authors prepared theirs.
-
-    Args:
-        picture: a file that Pillow can read, or uint8 pixels (height, width, 3 or 4) or (height, width).
-
-    Returns:
-        `images, boxes, rows` in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink); the
-        digits' left, top, right and bottom in pixels, int (n, 4); and in which row each stands, int (n,).
-
-    Raises:
-        InputError: no such file, no picture, too large, or no digit in it.
-    """
-    given = isinstance(picture, np.ndarray)
-    pixels, scale = reduce(Image.fromarray(picture)) if given else load_picture(picture)
-    ink = remove_paper(flatten(pixels))
-    digits, boxes = join_parts(*find_parts(ink))
-    if len(boxes) == 0:
-        advice = "digits must be darker or brighter than their paper"
-        raise InputError(f"{name or ('picture' if given else picture)}: no digit found in it; {advice}")
-    rows = find_rows(boxes)
-    order = np.lexsort((boxes[:, 0], rows))
-    images = [center(thicken(cut_out(ink, digits, i + 1, boxes[i]))) for i in order]
-    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * scale).astype(int), rows[order]
+        raise InputError(f"{path}: not a picture that can be read ({error}); export it as JPEG or PNG") from error
 
 
 def flatten(pixels):
     """Return RGBA pixels as grey (height, width), along the colours that differ most."""
     color, opacity = pixels[..., :3].astype(np.float32), pixels[..., 3:] / np.float32(255)
-    shade = (color * opacity).mean((0, 1)) / (opacity.mean() + 1e-9)
-    # A drawing on nothing gets paper unlike its ink; a few clear spots get the usual colour.
-    paper = shade if opacity.mean() > 0.6 else 255 * (shade.mean() < 128)
+    shade = (color * opacity).mean() / (opacity.mean() + 1e-9)
+    paper = 255 * (shade < 128)  # a drawing on nothing gets paper unlike its ink
     color = paper + (color - paper) * opacity
     axis = np.linalg.eigh(np.cov(color.reshape(-1, 3).T, bias=True))[1][:, -1]
     return color @ (axis * np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()).astype(np.float32)
@@ -264,99 +257,88 @@ def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
     # Ink is the rare extreme: bright ink makes the differences from the mean around skew upwards.
-    if skew(grey - ndimage.uniform_filter(grey, max(5, side // 4)), None) < 0:
+    if sum(skew(grey - ndimage.uniform_filter(grey, max(5, side // n)), None) for n in (2, 4)) < 0:
         grey = 255 - grey
     grey = ndimage.gaussian_filter(grey, side / 600 if side > 100 else 0)  # the camera's noise
-    paper = ndimage.grey_opening(grey, 2 * [max(15, int(0.15 * side))])  # wider than any stroke
+    width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
+    paper = ndimage.grey_opening(grey, (width, width))
     ink = (grey - paper) * 450 / (450 - paper)  # in a shadow ink differs less from its paper
     return ink - np.percentile(ink, 30)
 
 
 def find_parts(ink):
-    """Return connected components of ink that can be strokes: labels (height, width), and which."""
+    """Return labels, int (height, width), that are the same for the pixels of a digit; and the digits' labels."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
-    strong = ink > 0.4 * level
-    if strong.mean() > 1 / 3:  # a pattern or a picture of something else
-        strong[:] = False
-    strong = remove_lines(strong)
-    strong = remove_lines(strong.T).T
+    strong = remove_lines(remove_lines(ink > 0.4 * level).T).T
     labels, count = ndimage.label(strong, np.ones((3, 3)))
-    width, height = np.diff(find_boxes(labels).reshape(-1, 2, 2), axis=1)[:, 0].T
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    touching = np.bincount(border, minlength=count + 1)[1:]
-    noise = -np.percentile(ink, 5)
-    dark = ndimage.mean(ink, labels, np.arange(1, count + 1)) > max(0.5 * level, 15, 4.5 * noise)
-    return labels, 1 + np.flatnonzero(dark & (touching <= 0.3 * (width + height)))
+    numbers = np.arange(1, count + 1)
+    area = ndimage.sum_labels(strong, labels, numbers)
+    strength = ndimage.mean(ink, labels, numbers)
+    rim = np.ones(ink.shape)
+    rim[1:-1, 1:-1] = 0
+    border = ndimage.sum_labels(rim, labels, numbers)
+    width, height = find_sizes(labels)
+    kept = strength > max(0.5 * level, 15)  # else it is the paper's own unevenness
+    kept &= border < 0.3 * (width + height)  # desks, frames and shadows run along the border
+    kept &= (width < 6 * height) | (width < ink.shape[1] / 2)  # a line across the picture
+    inside = kept & (border == 0)
+    if area[inside].sum() > area[kept].sum() / 2:  # then what touches the border is something else
+        kept = inside
+    if not kept.any():
+        return labels, numbers[kept]
+
+    strokes = np.isin(labels, numbers[kept])
+    usual = np.median(np.repeat(np.maximum(width, height)[kept], area[kept].astype(int)))  # by pixels of ink
+    reach = 1 + 2 * int(0.15 * usual)  # as far as the bar of a 5 may lie from its belly
+    labels, count = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
+    labels *= strokes
+    width, height = find_sizes(labels)
+    digits = (height > max(0.4 * usual, min(ink.shape) / 40)) & (width < 3 * height)
+    return labels, 1 + np.flatnonzero(digits)
 
 
 def remove_lines(strong):
-    """Return the mask without thin lines that run through from left to right, as on ruled paper."""
-    height, width = strong.shape
+    """Return the mask without thin lines that run in from the left or the right, as on ruled paper."""
+    width = strong.shape[1]
     mask = strong.astype(np.uint8)
     runs = ndimage.grey_opening(ndimage.maximum_filter(mask, 3), (1, int(0.15 * width) | 1))
     labels, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(labels).T
-    lines = np.isin(labels, 1 + np.flatnonzero(right - left > 0.97 * width))
+    lines = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
+    lines = ndimage.maximum_filter(np.isin(labels, 1 + np.flatnonzero(lines)), 3)
     strokes = ndimage.grey_opening(mask, (1 + min(strong.shape) // 40, 1)) > 0  # that cross a line
-    return strong & (strokes | ~ndimage.maximum_filter(lines, 3))
+    return strong & (strokes | ~lines)
 
 
 def find_boxes(labels):
-    """Return the bounding boxes of labelled parts: left, top, right, bottom, int (n, 4)."""
+    """Return the boxes of labelled parts: left, top, right, bottom, int (n, 4)."""
     slices = ndimage.find_objects(labels)
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
 
 
-def join_parts(labels, parts):
-    """Return digits, joined from parts, as find_parts() returns parts: labels, and their boxes."""
-    boxes = find_boxes(labels)[parts - 1]
-    if not 0 < len(parts):
-        return labels, boxes[:0]
-    size = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    area = np.bincount(labels.ravel())[parts]
-    usual = np.median(np.repeat(size, area))  # each pixel of ink votes
-    parts, boxes = parts[size > 0.15 * usual], boxes[size > 0.15 * usual]
-    if len(parts) > 300:
-        return labels, boxes[:0]
-    left, top, right, bottom = boxes.T
-    overlap = np.minimum.outer(right, right) - np.maximum.outer(left, left)
-    gap = np.maximum.outer(top, top) - np.minimum.outer(bottom, bottom)
-    both = np.maximum.outer(bottom, bottom) - np.minimum.outer(top, top)
-    narrower = np.minimum.outer(right - left, right - left)
-    near = (overlap > 0.3 * narrower) & (gap < 0.3 * usual) & (both < 1.9 * usual)
-    count, group = connected_components(near)
-    number = np.zeros(labels.max() + 1, int)
-    number[parts] = group + 1
-    digits = number[labels]
-    boxes = find_boxes(digits)
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    kept = (height > max(0.4 * usual, min(labels.shape) / 40)) & (width < 3 * height)
-    number = np.zeros(count + 1, int)
-    number[1:][kept] = 1 + np.arange(kept.sum())
-    return number[digits], boxes[kept]
+def find_sizes(labels):
+    """Return the widths and the heights of labelled parts, int (2, n)."""
+    boxes = find_boxes(labels)
+    return (boxes[:, 2:] - boxes[:, :2]).T
 
 
 def find_rows(boxes):
-    """Return the number of each box's row, int (n,): a box stands in one row with the next to its right."""
-    left, top, right, bottom = boxes.T
-    shared = np.minimum.outer(bottom, bottom) - np.maximum.outer(top, top)
-    beside = shared > 0.5 * np.minimum.outer(bottom - top, bottom - top)
-    steps = np.subtract.outer(left + right, left + right).T
-    steps = np.where(beside & (steps > 0), steps, np.inf)
-    links = (steps == steps.min(axis=1, keepdims=True)) & np.isfinite(steps)
-    count, row = connected_components(links, directed=False)
-    height = ndimage.mean(top + bottom, row, np.arange(count))
-    return height.argsort().argsort()[row]
+    """Return the number of each box's row, int (n,): a row ends where no middle follows within half a digit."""
+    middles = boxes[:, [1, 3]].mean(axis=1)
+    height = np.median(boxes[:, 3] - boxes[:, 1])
+    order = middles.argsort()
+    starts = np.diff(middles[order], prepend=middles.min()) > height / 2
+    return starts.cumsum()[order.argsort()]
 
 
-def cut_out(ink, digits, number, box):
-    """Return the ink of one of the digits, and a little around it, from 0 to 1."""
+def cut_out(ink, labels, number, box):
+    """Return the ink of one digit, and a little around it, from 0 to 1."""
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
-    ink, digits = ink[around], digits[around]
-    own = ndimage.maximum_filter(digits == number, 2 * margin - 1) & np.isin(digits, (0, number))
-    return np.clip(ink / np.percentile(ink[digits == number], 85), 0, 1) * own
+    ink, labels = ink[around], labels[around]
+    own = ndimage.maximum_filter(labels == number, 2 * margin - 1) & np.isin(labels, (0, number))
+    return np.clip(ink / np.percentile(ink[labels == number], 85), 0, 1) * own
 
 
 def thicken(ink):
@@ -402,9 +384,11 @@ def run(main):
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
         stream.reconfigure(errors="backslashreplace")  # a file's name may not fit the encoding
     try:
-        main()
-        if sys.stdout:
-            sys.stdout.flush()
+        try:
+            main()
+        finally:  # argparse exits from main() after --help
+            if sys.stdout:
+                sys.stdout.flush()
     except InputError as error:
         sys.exit(one_line(error))
     except KeyboardInterrupt as stop:

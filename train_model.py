@@ -251,14 +251,15 @@ def is_no_legacy_warning(record):
 
 def save_picture(path, figure, note=""):
     """Save a figure, and show it where there is a display. Raises InputError."""
-    try:
-        with whole_file(path) as temporary:
-            figure.savefig(temporary)
-    except RuntimeError as error:
-        raise InputError(f"{path}: could not be drawn ({error})") from error
-    print(f"Saved {path}{note}")
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a file's name: a box is drawn instead
         warnings.filterwarnings("ignore", ".*non-interactive")  # no display: nothing to show
+        try:
+            with whole_file(path) as temporary:
+                figure.savefig(temporary)
+        except RuntimeError as error:
+            raise InputError(f"{path}: could not be drawn ({error})") from error
+        print(f"Saved {path}{note}")
         plt.show()
     plt.close(figure)
 

@@ -1,9 +1,12 @@
-"""What several test files share: paths, small data sets, a trained model, the scripts as processes."""
+"""What several test files share: small data, a trained model, a fast network, and the scripts as users run them."""
 
 import os
+import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: no window may open
 
@@ -13,21 +16,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import pytest
 
-from train_model import train_model
+from load_data import run
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: Linux or macOS")
+
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def python(*args, cwd):
-    """Run Python on `args` with the project's modules in reach; return what it printed."""
-    result = subprocess.run(
-        [sys.executable, *args],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+# Data
 
 
 @pytest.fixture
@@ -50,11 +46,17 @@ def npz(tmp_path, arrays):
     return path
 
 
-@pytest.fixture(scope="session")
-def digits_model(tmp_path_factory):
-    """Path of a model trained on the digits, and its training history (a dict)."""
-    path = tmp_path_factory.mktemp("digits") / "digits_classification_model.h5"
-    return path, train_model("digits", epochs=5, model=path).history
+def idx(array):
+    """Return the bytes of an IDX file, written by hand from the format's description."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+def write_idx(folder, arrays, rename=str, pack=bytes, **contents):
+    """Write the four IDX files of `arrays`; `contents` holds bytes in place of an array, by its name."""
+    for file, (name, array) in zip(IDX_FILES, arrays.items()):
+        (folder / rename(file)).write_bytes(pack(contents.get(name, idx(array))))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -66,18 +68,141 @@ def mnist():
     return folder
 
 
+# Networks. TensorFlow is imported by the tests that need it.
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory):
+    """Path of a model trained on the digits, and its training history (a dict)."""
+    from train_model import train_model
+
+    path = tmp_path_factory.mktemp("digits") / "digits_classification_model.h5"
+    return path, train_model("digits", epochs=5, model=path).history
+
+
+def build_small_network():
+    """Return a network that trains in no time: eagerly, as building a graph takes longer than its few steps."""
+    import keras
+
+    stack = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    network = keras.Sequential(stack)
+    network.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"], run_eagerly=True)
+    return network
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """Let train_model() train the small network; return the function that builds it."""
+    import train_model
+
+    monkeypatch.setattr(train_model, "build_model", build_small_network)
+    return build_small_network
+
+
+# Processes, and scripts in this process
+
+
+def python(*args, cwd, stdout=subprocess.PIPE, **env):
+    """Run Python on `args`, with the project and its tests in reach; return the finished process.
+
+    `env` is added to the environment; a variable that is None is taken out of it.
+    """
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": None, **env}
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={name: value for name, value in env.items() if value is not None},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=600,
+    )
+
+
 @pytest.fixture
 def script(tmp_path):
-    """Return a function that runs a script in `tmp_path` as a user would and returns the finished process."""
+    """Return a function that runs a script in `tmp_path` as a user would, and returns the finished process."""
+    return lambda name, *args, **options: python(ROOT / name, *args, **{"cwd": tmp_path, **options})
 
-    def run(name, *args, **env):
-        return subprocess.run(
-            [sys.executable, str(ROOT / name), *map(str, args)],
-            cwd=tmp_path,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
 
-    return run
+class End(NamedTuple):
+    """How a script ended: its status, or the line that Python prints before status 1; and what it printed."""
+
+    code: int | str
+    out: str
+    err: str
+
+
+@pytest.fixture
+def end_of(monkeypatch, capfd):
+    """Return a function that runs a module's main() in this process as its script does, and returns an End."""
+
+    def end_of(module, *args):
+        monkeypatch.setattr("sys.argv", [f"{module.__name__}.py", *map(str, args)])
+        capfd.readouterr()  # what was printed before
+        code = 0
+        try:
+            run(module.main)
+        except SystemExit as stop:
+            code = stop.code or 0
+        return End(code, *capfd.readouterr())
+
+    return end_of
+
+
+def assert_one_line(text, *parts):
+    """Assert that `text`, an End's code or a process's stderr, is one line, `error: ...`, that holds all the parts."""
+    assert isinstance(text, str) and text.startswith("error: ") and len(text.splitlines()) == 1, text
+    for part in parts:
+        assert str(part) in text
+
+
+# Fuzzing
+
+EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+
+
+def mutations(data, n, seed):
+    """Yield n damaged copies of the bytes `data`, the same ones for the same seed.
+
+    One to three kinds of damage each: flipped bits, bytes cut from the end or the middle,
+    junk added, a part copied elsewhere, zeroed, or an integer overwritten with an extreme.
+    Half the damage goes to the first 512 bytes or the last 512, where headers are.
+    """
+    rng = random.Random(seed)
+
+    def place(size):
+        if size and rng.random() < 0.5:
+            at_the_start = rng.random() < 0.5
+            at = rng.randrange(min(512, size))
+            return at if at_the_start else size - 1 - at
+        return rng.randrange(size + 1)
+
+    for _ in range(n):
+        copy = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            at, size = place(len(copy)), rng.choice((1, 2, 4, 8, 64, 1000))
+            kind = rng.choice(("flip", "cut", "drop", "extend", "splice", "zero", "integer", "byte"))
+            if kind == "flip":
+                for _ in range(rng.randint(1, 8) if copy else 0):
+                    copy[place(len(copy) - 1)] ^= 1 << rng.randrange(8)
+            elif kind == "cut":
+                del copy[at:]
+            elif kind == "drop":
+                del copy[at : at + size]
+            elif kind == "extend":
+                copy += rng.randbytes(size)
+            elif kind == "splice":
+                start = place(len(copy))
+                copy[at : at + rng.choice((0, size))] = copy[start : start + size]
+            elif kind == "zero":
+                copy[at : at + size] = bytes(len(copy[at : at + size]))
+            elif kind == "integer":
+                width, order = rng.choice((1, 2, 4, 8)), rng.choice(("little", "big"))
+                value = rng.choice(EXTREMES) & (1 << 8 * width) - 1
+                copy[at : at + width] = value.to_bytes(width, order)
+            else:
+                copy[at : at + 1] = rng.randbytes(1)
+        yield bytes(copy)

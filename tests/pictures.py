@@ -1,9 +1,13 @@
-"""Turn MNIST digits into pictures as people make them, and count how many are read right.
+"""Count how many pictures of digits are read right: simulated ones, or photographs of your own.
 
-    python tests/pictures.py --data PATH --model FILE.h5
+    python tests/pictures.py [--data PATH] [--model FILE.h5] [--per-kind 60]
+    python tests/pictures.py --photos FOLDER [--model FILE.h5]
 
-Prints the accuracy for each kind of picture, ours and that of the usual way (resize, invert,
-divide by 255). Takes about 5 minutes.
+The first turns MNIST's test images into pictures as people make them: single digits drawn in a paint
+program or written on paper, pages of several digits, and pages without any. It prints a table by
+kind, beside the usual way to prepare a single digit (resize, invert, divide by 255): 10 minutes.
+
+The second reads the pictures in a folder, each named `<anything>_<digits in reading order>.<ending>`.
 """
 
 import argparse
@@ -14,16 +18,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import load_data as project
+from benchmark import tell
 
-import keras
+import evaluate_model
+from load_data import InputError, data_parser, find_digits, load_data, run
+
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-PAINT = "pencil white_pencil brush white_brush colour transparent small border drawn28 mnist28 tiny specks scan".split()
-PHOTO = "paper shadow ruled faint desk chalk paint_on_paper felt photo12".split()
+DRAWN = "pencil white_pencil brush white_brush colour transparent small border drawn28 mnist28 tiny specks scan".split()
+PAPER = "paper shadow ruled faint desk chalk paint_on_paper felt photo12".split()
+PAGES = "page page_slanted page_uneven page_ruled page_shadow page_drawn".split()
+BLANK = "blank blank_shadow blank_ruled blank_squared".split()
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+# One digit
 
 
 def smooth(digit, size, angle):
@@ -81,22 +92,20 @@ def photograph(mask, rng, kind):
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     across = x * np.cos(turn) + y * np.sin(turn)
-    light = rng.uniform(150, 235) * (
-        1 + rng.uniform(0.05, 0.3) * across - rng.uniform(0, 0.12) * (x * x + y * y)
-    )
+    light = rng.uniform(150, 235) * (1 + rng.uniform(0.05, 0.3) * across - rng.uniform(0, 0.12) * (x * x + y * y))
     if kind == "shadow":
         edge = (across - rng.uniform(-0.6, 0.6)) / rng.uniform(0.004, 0.15)
         light *= 1 - rng.uniform(0.25, 0.55) / (1 + np.exp(np.clip(-edge, -50, 50)))
     sheet = 1 + 0.02 * ndimage.zoom(rng.standard_normal((9, 9)), (height / 9, width / 9), order=1)
-    if kind == "ruled":
+    if kind in ("ruled", "squared"):
         gap = side * rng.uniform(0.07, 0.16)
         row, column = np.mgrid[:height, :width]
         lines = np.abs((row + 0.03 * column) % gap - gap / 2) < max(0.5, side / 500)
+        if kind == "squared":
+            lines |= np.abs((column - 0.03 * row) % gap - gap / 2) < max(0.5, side / 500)
         sheet *= 1 - rng.uniform(0.08, 0.25) * lines
     depth = rng.uniform(0.18, 0.35) if kind == "faint" else rng.uniform(0.5, 0.85)
-    cover = ndimage.gaussian_filter(mask.astype(np.float32), side * rng.uniform(0.0005, 0.004))[
-        ..., np.newaxis
-    ]
+    cover = ndimage.gaussian_filter(mask.astype(np.float32), side * rng.uniform(0.0005, 0.004))[..., np.newaxis]
     tint = np.array([1, rng.uniform(0.95, 1), rng.uniform(0.85, 1)])
     ink = np.array([[1, 1, 1], [1, 0.9, 0.45], [0.4, 0.9, 0.9]])[rng.integers(3)]
     photo = (light * sheet)[..., np.newaxis] * tint * (1 - depth * ink * cover)
@@ -106,13 +115,11 @@ def photograph(mask, rng, kind):
         photo = 255 - photo * rng.uniform(0.8, 1)
     photo += rng.normal(0, rng.uniform(1, 7), photo.shape)
     file = io.BytesIO()
-    Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(
-        file, "JPEG", quality=int(rng.integers(40, 92))
-    )
+    Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=int(rng.integers(40, 92)))
     return Image.open(file)
 
 
-def picture(digit, kind, rng):
+def one_digit(digit, kind, rng):
     """Return a (28, 28) uint8 MNIST digit as a PIL picture of the given kind."""
     side = int(rng.integers(100, 801))
     canvas, size = (int(side * rng.uniform(1, 1.5)), side), side * rng.uniform(0.35, 0.85)
@@ -122,9 +129,8 @@ def picture(digit, kind, rng):
         return Image.fromarray(image if two[0] == WHITE else 255 - image)
     if kind == "tiny":
         small = int(rng.integers(8, 21))
-        return Image.fromarray(digit if two[0] == WHITE else 255 - digit).resize(
-            (small, small), Image.Resampling.BOX
-        )
+        image = Image.fromarray(digit if two[0] == WHITE else 255 - digit)
+        return image.resize((small, small), Image.Resampling.BOX)
     if kind in ("felt", "scan"):
         mask = np.zeros((side, side), bool)
         mask[: int(size), : int(size)] = smooth(digit, int(size), rng.uniform(-10, 10))
@@ -146,7 +152,7 @@ def picture(digit, kind, rng):
     elif kind == "photo12":
         canvas, size = (4000, 3000), rng.uniform(300, 2400)
         pen = size * rng.uniform(0.025, 0.08)
-    if kind in PHOTO:
+    if kind in PAPER:
         pen = max(2, pen)
         kind = "shadow" if kind in ("paint_on_paper", "photo12") else kind
         return photograph(draw(digit, rng, canvas, size, pen, at), rng, kind)
@@ -158,15 +164,40 @@ def picture(digit, kind, rng):
         ink = rng.integers(0, 256, 3)
         return paint(mask, ink, (ink + rng.integers(90, 166, 3)) % 256)
     if kind == "specks":
-        mask = mask | ndimage.binary_dilation(
-            rng.random(mask.shape) < 3 / mask.size, iterations=max(1, side // 200)
-        )
-    return paint(
-        mask,
-        *{"pencil": (BLACK, WHITE), "white_pencil": (WHITE, BLACK), "white_brush": (WHITE, BLACK)}.get(
-            kind, two
-        ),
-    )
+        mask = mask | ndimage.binary_dilation(rng.random(mask.shape) < 3 / mask.size, iterations=max(1, side // 200))
+    colours = {"pencil": (BLACK, WHITE), "white_pencil": (WHITE, BLACK), "white_brush": (WHITE, BLACK)}
+    return paint(mask, *colours.get(kind, two))
+
+
+# Pages
+
+
+def page(rows, kind, rng):
+    """Return rows of (28, 28) uint8 digits as a PIL picture of a page of the given kind, maybe without any."""
+    width, height = int(rng.integers(800, 1601)), int(rng.integers(600, 1201))
+    mask = np.zeros((height, width), bool)
+    longest = max(map(len, rows), default=1)
+    size = int(min(height / len(rows or [1]) / 2, width / longest / 1.6))
+    pen = max(2, size * rng.uniform(0.04, 0.1))
+    slope = rng.uniform(-0.12, 0.12) if kind == "page_slanted" else 0
+    for number, row in enumerate(rows):
+        left, top = 0.1 * size, (number + 0.3) * height / len(rows)
+        for digit in row:
+            cell = draw(digit, rng, (int(1.1 * size), int(1.1 * size)), 0.9 * size, pen, (0.5, 0.5))
+            x, y = (
+                int(left),
+                int(np.clip(top + slope * (left - width / 2) + rng.normal(0, 0.04 * size), 0, height - size)),
+            )
+            space = mask[y : y + len(cell), x : x + len(cell)]
+            space |= cell[: space.shape[0], : space.shape[1]]
+            left += size * (rng.uniform(0.95, 1.55) if kind == "page_uneven" else 1.15)
+    paper = kind.partition("_")[2]
+    if paper == "drawn":
+        return paint(mask, BLACK, WHITE)
+    return photograph(mask, rng, paper)
+
+
+# Counting
 
 
 def usual_way(image):
@@ -178,55 +209,95 @@ def usual_way(image):
     return 1 - np.asarray(image.convert("L").resize((28, 28)), np.float32)[..., np.newaxis] / 255
 
 
-def measure(network, X, y, per_kind, seed=0):
+def read(network, path):
+    """Return the digits that are read in a picture file as text, without spaces; '' if none is found."""
+    try:
+        images, _, _ = find_digits(path)
+    except InputError:
+        return ""
+    return as_text(network(images, training=False).numpy().argmax(axis=1))
+
+
+def as_text(digits):
+    return "".join(map(str, digits))
+
+
+def make(kind, pick, rng):
+    """Return a picture of the given kind, and its digits as text; `pick(n)` gives n images and their labels."""
+    if kind in DRAWN + PAPER:
+        images, labels = pick(1)
+        return one_digit(images[0], kind, rng), as_text(labels)
+    if kind in BLANK:
+        return page([], kind, rng), ""
+    lengths = rng.integers(2, 9, rng.integers(1, 4))
+    images, labels = pick(lengths.sum())
+    return page(np.split(images, lengths.cumsum()[:-1]), kind, rng), as_text(labels)
+
+
+def measure(network, X, y, per_kind, kinds=DRAWN + PAPER + PAGES + BLANK, seed=0):
     """Return {kind: (right, right the usual way, pictures)}; images X (n, 28, 28, 1), one-hot labels y.
 
-    Each picture is made of another image, written to a file and read back from it.
+    Each picture is written to a file and read back from it.
     """
     rng = np.random.default_rng(seed)
-    order = iter(rng.permutation(len(X)))
     counts = {}
+
+    def pick(n):
+        i = rng.choice(len(X), n, replace=False)
+        return np.rint(255 * X[i, ..., 0]).astype(np.uint8), y[i].argmax(axis=1)
+
     with tempfile.TemporaryDirectory() as folder:
-        for kind in PAINT + PHOTO:
+        for kind in kinds:
             n = per_kind if kind != "photo12" else max(1, per_kind // 5)
-            ours, usual, labels = [], [], []
-            for i in (next(order) for _ in range(n)):
-                image = picture(np.rint(255 * X[i, ..., 0]).astype(np.uint8), kind, rng)
+            right = usual = 0
+            for number in range(n):
+                tell(f"{kind}: {number + 1} of {n}")
+                image, label = make(kind, pick, rng)
                 path = Path(folder, "a.jpg" if image.format == "JPEG" else "a.png")
-                image.save(path, quality=90) if path.suffix == ".jpg" else image.save(path)
-                labels.append(y[i].argmax())
-                usual.append(usual_way(image))
-                try:
-                    ours.append(project.load_image(path))
-                except project.InputError:  # "no digit found": counts as wrong
-                    ours.append(np.zeros((28, 28, 1), np.float32))
-            right = [
-                (network.predict(np.stack(images), verbose=0).argmax(axis=1) == labels)
-                & np.any(images, axis=(1, 2, 3))
-                for images in (ours, usual)
-            ]
-            counts[kind] = (int(right[0].sum()), int(right[1].sum()), n)
+                image.save(path, **{"quality": 90} if path.suffix == ".jpg" else {})
+                right += read(network, path) == label
+                answer = network(usual_way(image)[np.newaxis], training=False).numpy().argmax()
+                usual += str(answer) == label
+            counts[kind] = right, usual, n
+    tell("")
     return counts
 
 
+def print_photos(network, folder):
+    """Print how many pictures of one and of several digits in a folder are read right, and what is wrong."""
+    counts = {"one digit": [], "several digits": []}
+    for path in sorted(Path(folder).iterdir()):
+        label = path.stem.rpartition("_")[2]
+        if label.isdecimal():
+            tell(path.name)
+            answer = read(network, path)
+            tell("")
+            counts["one digit" if len(label) == 1 else "several digits"].append(answer == label)
+            print(f"{'right' if answer == label else 'WRONG'}  {path.name}: {answer or 'no digit found'}", flush=True)
+    for name, right in counts.items():
+        print(f"{name}: {sum(right)} of {len(right)} read right")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="mnist", help="a source that load_data() takes (default: mnist)")
-    parser.add_argument(
-        "--model", default="mnist_classification_model.h5", help="a trained model (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--per-kind", type=int, default=60, help="pictures of each kind (default: %(default)s)"
-    )
+    parser = data_parser(__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mnist_classification_model.h5", help="default: %(default)s")
+    parser.add_argument("--per-kind", type=int, default=60, help="pictures of each kind (default: %(default)s)")
+    parser.add_argument("--photos", metavar="FOLDER", help="read the photographs in this folder instead")
     args = parser.parse_args()
-    _, _, X_test, y_test = project.load_data(args.data)
-    counts = measure(keras.models.load_model(args.model, compile=False), X_test, y_test, args.per_kind)
+    network = evaluate_model.load_model(args.model, args.data)
+    if args.photos:
+        if not Path(args.photos).is_dir():
+            raise InputError(f"{args.photos}: no such folder")
+        return print_photos(network, args.photos)
+    X_test, y_test = load_data(args.data)[2:]
+    counts = measure(network, X_test, y_test, args.per_kind)
     print("| pictures | n | read right, % | the usual way, % |\n|---|---|---|---|")
-    groups = [(kind, [kind]) for kind in counts] + [("**drawn**", PAINT), ("**on paper**", PHOTO)]
-    for name, kinds in groups:
-        ours, usual, n = np.sum([counts[kind] for kind in kinds], axis=0)
-        print(f"| {name} | {n} | {100 * ours / n:.1f} | {100 * usual / n:.1f} |")
+    groups = {"**drawn**": DRAWN, "**on paper**": PAPER, "**pages**": PAGES, "**without a digit**": BLANK}
+    for name, kinds in ({kind: [kind] for kind in counts} | groups).items():
+        right, usual, n = np.sum([counts[kind] for kind in kinds], axis=0)
+        beside = f"{100 * usual / n:.1f}" if set(kinds) <= {*DRAWN, *PAPER} else "-"
+        print(f"| {name} | {n} | {100 * right / n:.1f} | {beside} |")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

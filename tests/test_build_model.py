@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from build_model import build_model, main
+import build_model as module
+from build_model import build_model
 
 
 def test_layers_shapes_and_parameters():
@@ -38,14 +39,12 @@ def test_compiled_as_in_the_readme():
 
 
 def test_output_is_probabilities():
-    probabilities = build_model().predict(
-        np.random.default_rng(0).random((3, 28, 28, 1), np.float32), verbose=0
-    )
-    assert probabilities.shape == (3, 10)
+    images = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
+    probabilities = build_model()(images).numpy()
+    assert probabilities.shape == (3, 10) and probabilities.dtype == np.float32
     assert probabilities.min() >= 0 and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_summary(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["build_model.py"])
-    main()
-    assert "93,322" in capsys.readouterr().out
+def test_summary(end_of):
+    end = end_of(module)
+    assert (end.code, end.err) == (0, "") and "93,322" in end.out

@@ -1,53 +1,43 @@
-"""What load_data() promises: the arrays it returns, and a clear word about data it can't use."""
+"""What load_data() promises: the arrays it returns, a clear word about data it can't use, and a download that ends."""
 
+import errno
 import gzip
+import hashlib
+import http.server
+import os
+import shutil
 import socket
 import struct
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import types
+from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
+from conftest import IDX_FILES, ROOT, assert_one_line, idx, posix, python, write_idx
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
 import load_data as module
-from load_data import InputError, load_data, main, run
+from load_data import InputError, check_source, load_data
 
-
-def idx(array):
-    """Return `array` in the IDX format, written by hand from its description."""
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.tobytes()
-
-
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
-def write_idx(folder, arrays, rename=lambda name: name, pack=lambda data: data):
-    for name, array in zip(FILES, arrays.values()):
-        (folder / rename(name)).write_bytes(pack(idx(array)))
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+NO_IMAGES = np.zeros((0, 28, 28), np.uint8)
 
 
 def check_contract(loaded, arrays):
-    for got, key in zip(loaded, ("x_train", "y_train", "x_test", "y_test")):
+    for got, key in zip(loaded, NAMES, strict=True):
         raw = arrays[key]
         assert got.dtype == np.float32
         if key.startswith("x"):
-            assert got.shape == (len(raw), 28, 28, 1)
-            assert np.array_equal(np.rint(got[..., 0] * 255), raw) and got.min() >= 0 and got.max() <= 1
+            assert got.shape == (len(raw), 28, 28, 1) and got.min() >= 0 and got.max() <= 1
+            assert np.array_equal(np.rint(got[..., 0] * 255), raw)
         else:
-            assert got.shape == (len(raw), 10)
-            assert np.array_equal(got.argmax(axis=1), raw) and np.array_equal(
-                got.sum(axis=1), np.ones(len(raw))
-            )
-            assert set(np.unique(got)) <= {0, 1}
+            assert got.shape == (len(raw), 10) and set(np.unique(got)) <= {0, 1}
+            assert np.array_equal(got.argmax(axis=1), raw) and (got.sum(axis=1) == 1).all()
+
+
+# Good data
 
 
 def test_npz(npz, arrays):
@@ -55,16 +45,10 @@ def test_npz(npz, arrays):
     check_contract(load_data(str(npz)), arrays)
 
 
-def test_order_of_results(npz, arrays):
-    X_train, y_train, X_test, y_test = load_data(npz)
-    assert (len(X_train), len(y_train), len(X_test), len(y_test)) == (30, 30, 20, 20)
-
-
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzipped"])
-@pytest.mark.parametrize("dash", ["-", "."], ids=["original", "kaggle"])
-def test_idx_folder(tmp_path, arrays, pack, dash):
-    end = ".gz" if pack is gzip.compress else ""
-    write_idx(tmp_path, arrays, lambda name: name.replace("-idx", dash + "idx") + end, pack)
+@pytest.mark.parametrize("pack, end", [(bytes, ""), (gzip.compress, ".gz")], ids=["plain", "gzipped"])
+@pytest.mark.parametrize("dash", "-.", ids=["original", "kaggle"])
+def test_idx_folder(tmp_path, arrays, pack, end, dash):
+    write_idx(tmp_path, arrays, lambda name: name.replace("-idx", f"{dash}idx") + end, pack)
     check_contract(load_data(tmp_path), arrays)
 
 
@@ -94,37 +78,57 @@ def test_real_mnist(mnist):
         assert X_train.mean() == pytest.approx(0.1307, abs=1e-4)  # the field's usual figure
 
 
-def change(key, value):
-    return lambda arrays: arrays.update({key: value(arrays[key])})
+def test_summary(npz, end_of):
+    end = end_of(module, "--data", npz)
+    assert (end.code, end.err) == (0, "")
+    assert end.out.splitlines() == [
+        "train images: float32 (30, 28, 28, 1) from 0 to 1",
+        "train labels: float32 (30, 10), images per class [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]",
+        "test images: float32 (20, 28, 28, 1) from 0 to 1",
+        "test labels: float32 (20, 10), images per class [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]",
+    ]
+
+
+def test_digits_and_pictures_need_no_tensorflow(tmp_path):
+    code = "from load_data import *; import sys; load_data('digits'); find_digits(sys.argv[1])"
+    loaded = "; print({'keras', 'tensorflow', 'matplotlib'} & set(sys.modules))"
+    done = python("-c", code + loaded, ROOT / ".github/images/my_digit.png", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+# Data that can't be used. What an attacker would think of is in test_strangers.py.
 
 
 @pytest.mark.parametrize(
-    "damage, words",
+    "words, change",
     [
-        (lambda arrays: arrays.pop("y_test"), "y_test"),
-        (change("x_train", lambda x: x[:, :27]), r"train images.*\(30, 27, 28\)"),
-        (change("x_test", lambda x: x / np.float32(255)), "test images.*float32.*uint8"),
-        (change("x_test", lambda x: x[:19]), "test.*19 images.*20 labels"),
-        (change("y_train", lambda y: y + 1), "train labels.*1 to 10"),
-        (change("y_train", lambda y: y.astype(int) - 1), "train labels.*-1 to 8"),
-        (change("y_test", lambda y: np.eye(10)[y]), r"test labels.*\(20, 10\)"),
-        (change("y_test", lambda y: y.astype(object)), "y_test.*[Oo]bject"),
-        (change("y_test", lambda y: np.uint8(3)), r"test labels.*\(\)"),
-        (
-            lambda arrays: arrays.update(x_test=arrays["x_test"][:0], y_test=arrays["y_test"][:0]),
-            "test has 0 images",
-        ),
+        *((name, {name: None}) for name in NAMES),  # left out
+        (r"train images are uint8 of shape \(30, 27, 28\), expected", {"x_train": np.zeros((30, 27, 28), np.uint8)}),
+        (r"test images are .*\(20, 32, 32, 3\), expected", {"x_test": np.zeros((20, 32, 32, 3), np.uint8)}),
+        ("test images are float32 .*expected uint8", {"x_test": np.zeros((20, 28, 28), np.float32)}),
+        ("test images are uint16 .*expected uint8", {"x_test": np.zeros((20, 28, 28), np.uint16)}),
+        ("test has 19 images and 20 labels, expected as many", {"x_test": np.zeros((19, 28, 28), np.uint8)}),
+        ("train has 0 images and 0 labels", {"x_train": NO_IMAGES, "y_train": NO_IMAGES[:, 0, 0]}),
+        ("test has 0 images and 0 labels", {"x_test": NO_IMAGES, "y_test": NO_IMAGES[:, 0, 0]}),
+        (r"train labels are uint8 of shape \(\), expected", {"y_train": np.uint8(3)}),
+        (r"test labels are uint8 of shape \(20, 10\), expected", {"y_test": np.zeros((20, 10), np.uint8)}),
+        ("test labels are float32 .*expected integers", {"y_test": np.zeros(20, np.float32)}),
+        ("train labels are bool .*expected integers", {"y_train": np.zeros(30, bool)}),
+        ("train labels are 1 to 10, expected 0 to 9", {"y_train": np.arange(30) % 10 + 1}),
+        ("train labels are -1 to 8, expected 0 to 9", {"y_train": np.arange(30) % 10 - 1}),
+        ("test labels are 18446744073709551615 to", {"y_test": np.full(20, 2**64 - 1, np.uint64)}),
     ],
 )
-def test_wrong_npz(tmp_path, arrays, monkeypatch, damage, words):
-    damage(arrays)
-    np.savez(tmp_path / "wrong.npz", **arrays)
+def test_wrong_npz(tmp_path, arrays, monkeypatch, words, change):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=rf"^wrong\.npz: .*{words}"):
+    np.savez("wrong.npz", **{name: array for name, array in (arrays | change).items() if array is not None})
+    with pytest.raises(InputError, match=f"^wrong.npz: {words}"):
         load_data("wrong.npz")
 
 
 def test_more_images_than_the_limit(npz, monkeypatch):
+    monkeypatch.setattr(module, "MAX_IMAGES", 50)
+    assert len(load_data(npz)[0]) == 30
     monkeypatch.setattr(module, "MAX_IMAGES", 49)
     with pytest.raises(InputError, match="more than 49 images"):
         load_data(npz)
@@ -133,125 +137,183 @@ def test_more_images_than_the_limit(npz, monkeypatch):
         load_data(npz)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04" + bytes(100), b"PK\x05\x06" + bytes(18)])
 def test_file_that_is_no_npz(tmp_path, content):
     path = tmp_path / "data.npz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="data.npz"):
+    with pytest.raises(InputError, match=r"data\.npz.*: can't be read as \.npz data"):
         load_data(path)
 
 
+ZIPPED = gzip.compress(idx(np.zeros(30, np.uint8)))
+
+
 @pytest.mark.parametrize(
-    "file, damage, words",
+    "name, content, words",
     [
-        (FILES[0], lambda data: None, "has no train-images-idx3-ubyte"),
-        (FILES[3], lambda data: data[:-1], "t10k-labels-idx1-ubyte: .*fewer"),
-        (FILES[2], lambda data: data + b"x", "t10k-images-idx3-ubyte: .*more"),
-        (FILES[1], lambda data: data[:5], "train-labels-idx1-ubyte: truncated"),
-        (FILES[1], lambda data: b"", "train-labels-idx1-ubyte: truncated"),
-        (
-            FILES[0],
-            lambda data: b"\0\0\x0d\x03" + data[4:],
-            "magic number is 0x00000d03, expected 0x00000803",
-        ),
-        (FILES[2], lambda data: gzip.compress(data)[:-20], "t10k-images-idx3-ubyte: truncated or corrupt"),
-        (
-            FILES[2],
-            lambda data: gzip.compress(data)[:40] + b"?" * 99,
-            "t10k-images-idx3-ubyte: truncated or corrupt",
-        ),
-        (FILES[0], lambda data: idx(np.zeros((30, 27, 28), np.uint8)), r"header says \[30, 27, 28\]"),
+        *((name, None, f"has no {file}, with or without .gz") for name, file in zip(NAMES, IDX_FILES)),
+        ("x_train", idx(np.zeros((30, 27, 28), np.uint8)), r"FILE: header says \[30, 27, 28\], expected"),
+        ("x_train", struct.pack(">4I", 0x803, 31, 28, 28) + bytes(30 * 784), "FILE: .*; fewer bytes follow"),
+        ("x_train", struct.pack(">4I", 0x803, 29, 28, 28) + bytes(30 * 784), "FILE: .*; more bytes follow"),
+        ("x_train", struct.pack(">4I", 0xD03, 30, 28, 28), "FILE: magic number is 0x00000d03, expected 0x00000803"),
+        ("y_train", struct.pack(">2I", 0x803, 30) + bytes(30), "FILE: magic number is 0x00000803, expected 0x00000801"),
+        ("y_train", struct.pack(">2I", 0x801, 30) + b"\xff" * 30, "train labels are 255 to 255, expected 0 to 9"),
+        ("y_train", b"", "FILE: truncated or corrupt"),
+        ("y_train", b"\0\0\x08\x01\0", "FILE: truncated or corrupt"),
+        ("y_train", b"\x1f\x8b", "FILE: truncated or corrupt"),
+        ("y_train", ZIPPED[:-9], "FILE: truncated or corrupt"),
+        ("y_train", ZIPPED[:-8] + bytes(8), "FILE: truncated or corrupt"),  # the check sum
+        ("y_train", ZIPPED[:12] + b"?" * 99, "FILE: truncated or corrupt"),
     ],
 )
-def test_wrong_idx_folder(tmp_path, arrays, monkeypatch, file, damage, words):
-    (tmp_path / "data").mkdir()
-    write_idx(tmp_path / "data", arrays)
-    path = tmp_path / "data" / file
-    data = damage(path.read_bytes())
-    path.unlink() if data is None else path.write_bytes(data)
+def test_wrong_idx_folder(tmp_path, arrays, monkeypatch, name, content, words):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"^data: .*{words}"):
+    os.mkdir("data")
+    write_idx(Path("data"), arrays, **{name: content or b""})
+    file = dict(zip(NAMES, IDX_FILES))[name]
+    if content is None:
+        os.remove(f"data/{file}")
+    with pytest.raises(InputError, match=f"^data: {words.replace('FILE', file)}"):
         load_data("data")
 
 
-def test_source_that_names_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["fashion", "no/such/file.npz", "x" * 5000, "MNIST"])
+def test_source_that_names_nothing(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    for source in ("fashion", "no/such/file.npz", "x" * 5000):
-        with pytest.raises(InputError, match=f"^{source}: no such file or folder"):
-            load_data(source)
+    for function in (load_data, check_source):
+        with pytest.raises(InputError, match=f"^{source}: no such file or folder; the data can be mnist .*digits"):
+            function(source)
 
 
-class Silent(BaseHTTPRequestHandler):
-    """A host that takes the request and never answers."""
-
-    def do_GET(self):
-        self.server.release.wait()
-
-    def log_message(self, *args):
-        pass
-
-
-def test_silent_host_is_given_up(monkeypatch, tmp_path, capsys):
-    server = HTTPServer(("127.0.0.1", 0), Silent)
-    server.release = threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    timeouts = []
-    set_timeout = socket.setdefaulttimeout
-    monkeypatch.setattr(
-        socket,
-        "setdefaulttimeout",
-        lambda value: (timeouts.append(value), set_timeout(value and min(value, 0.5))),
-    )
-    monkeypatch.setattr(
-        "keras.src.datasets.mnist.get_file",
-        lambda **kwargs: keras.utils.get_file(
-            **{
-                **kwargs,
-                "origin": f"http://127.0.0.1:{server.server_port}/mnist.npz",
-                "cache_dir": str(tmp_path),
-            }
-        ),
-    )
+@posix
+def test_folder_that_may_not_be_searched(tmp_path, arrays):
+    if os.geteuid() == 0:
+        pytest.skip("root may search any folder")
+    (tmp_path / "closed").mkdir()
+    folder = write_idx(tmp_path / "closed", arrays)
+    folder.chmod(0o600)
     try:
-        with pytest.raises(
-            InputError, match="could not be downloaded.*timed out.*--data PATH.*--data digits"
-        ):
-            load_data("mnist")
+        with pytest.raises(InputError, match="closed: "):
+            load_data(folder)
     finally:
-        server.release.set()
-        server.shutdown()
-        server.server_close()
-    assert timeouts == [10, None], "ten seconds during the download, Python's own default after it"
-    assert socket.getdefaulttimeout() is None
+        folder.chmod(0o700)
 
 
-def test_cached_mnist_is_used_without_a_network(monkeypatch, arrays):
-    monkeypatch.setattr(
-        keras.datasets.mnist,
-        "load_data",
-        lambda: ((arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])),
-    )
+# The download
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch, npz):
+    """A server on loopback in MNIST's place, whose answer a test sets: `mirror.answer = ...`.
+
+    `keras.datasets.mnist.load_data()` does with it what it does with MNIST's own place: Keras's
+    get_file() asks it, checks the hash and keeps the file in a cache.
+    """
+    from build_model import keras
+
+    good = npz.read_bytes()
+    page = b"<html>log in first</html>".ljust(len(good))
+    contents = {"good": good, "break": good[: len(good) // 2], "stall": good[:1000], "page": page}
+    state = types.SimpleNamespace(answer="good", asked=0, cache=tmp_path / "cache")
+    state.cache.mkdir()
+    release = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            state.asked += 1
+            if state.answer == "silence":
+                release.wait(60)
+            elif isinstance(state.answer, int):
+                self.send_error(state.answer)
+            else:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(good)))
+                self.end_headers()
+                self.wfile.write(contents[state.answer])
+                if state.answer == "stall":
+                    release.wait(60)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def load_mnist():
+        path = keras.utils.get_file(
+            "mnist.npz",
+            origin=f"http://127.0.0.1:{server.server_address[1]}/mnist.npz",
+            file_hash=hashlib.sha256(good).hexdigest(),
+            cache_dir=state.cache,
+        )
+        with np.load(path) as file:
+            return (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
+
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", load_mnist)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # The project's limit of seconds, made short: only the silent answers wait for it.
+    real = socket.setdefaulttimeout
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: real(seconds and min(seconds, 0.5)))
+    yield state
+    release.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [(404, "404"), ("break", ""), ("page", "corrupted"), ("silence", "timed out"), ("stall", "timed out")],
+)
+def test_a_download_that_fails_is_one_line_and_leaves_no_damage(answer, reason, mirror, arrays, end_of):
+    before = socket.getdefaulttimeout()
+    mirror.answer = answer
+    end = end_of(module)
+    assert_one_line(end.code, "error: MNIST could not be downloaded (", reason, "--data PATH", "--data digits")
+    assert end.err == "" and socket.getdefaulttimeout() == before
+    mirror.answer = "good"
     check_contract(load_data(), arrays)
+    assert mirror.asked == 2 and socket.getdefaulttimeout() == before
+    check_contract(load_data("mnist"), arrays)
+    assert mirror.asked == 2, "the cached copy, once it is whole"
 
 
-def test_summary(npz, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["load_data.py", "--data", str(npz)])
-    run(main)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train images: float32 (30, 28, 28, 1) from 0 to 1")
-    assert lines[1] == "train labels: float32 (30, 10), images per class [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]"
-    assert lines[3].endswith("[2, 2, 2, 2, 2, 2, 2, 2, 2, 2]")
+def test_a_damaged_copy_in_the_cache_is_not_used(mirror, arrays):
+    """What a kill in the download leaves, or a bad disk."""
+    load_data()
+    (copy,) = (path for path in mirror.cache.rglob("*") if path.is_file())
+    whole = copy.read_bytes()
+    for asked, damaged in enumerate((b"", whole[:-100], whole[:5000] + b"\xff" + whole[5001:]), 2):
+        copy.write_bytes(damaged)
+        check_contract(load_data(), arrays)
+        assert mirror.asked == asked
 
 
-def test_run_says_input_errors_in_one_line_and_lets_programming_errors_through(capsys):
-    def fail(error):
+def test_a_file_that_is_not_mnist_in_the_cache_is_not_used(script, npz, tmp_path):
+    """Keras itself, with its own check: it asks for the real file, which no proxy here lets through."""
+    (tmp_path / "datasets").mkdir()
+    shutil.copy(npz, tmp_path / "datasets" / "mnist.npz")
+    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = script("load_data.py", KERAS_HOME=str(tmp_path), no_proxy=None, NO_PROXY=None, **nowhere)
+    assert done.returncode == 1 and "train images" not in done.stdout
+    assert_one_line(done.stderr, "MNIST could not be downloaded", "--data PATH", "--data digits")
+
+
+def test_the_download_has_a_time_limit_of_seconds(mirror, monkeypatch):
+    """Without one a silent host would hang the script for ever; afterwards it is as it was."""
+    limits = []
+    monkeypatch.setattr(socket, "setdefaulttimeout", limits.append)
+    load_data()
+    assert limits == [10, None] and socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(socket.EAI_NONAME, "Name unknown"), OSError(errno.ENOSPC, "No space left in the cache")]
+)
+def test_what_else_stops_the_download_is_one_line(error, monkeypatch, end_of):
+    def fail():
         raise error
 
-    with pytest.raises(SystemExit) as stop:
-        run(lambda: fail(InputError("a\nb  c")))
-    assert stop.value.code == "error: a b  c"  # Python prints it on stderr and exits with 1
-    with pytest.raises(SystemExit) as stop:
-        run(lambda: fail(KeyboardInterrupt()))
-    assert stop.value.code == 130
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: 1 / 0)
+    monkeypatch.setattr("keras.datasets.mnist.load_data", fail)
+    assert_one_line(end_of(module).code, "error: MNIST could not be downloaded (", error.strerror, "--data digits")

@@ -1,9 +1,8 @@
-"""What train_model() promises: the recipe, repeatable weights, a model file that is never half-written."""
+"""What train_model() promises: its recipe, the same weights for the same seed, and values checked before it starts."""
 
 import math
-import os
 import re
-import time
+import runpy
 from pathlib import Path
 
 import keras
@@ -11,11 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 from scipy import ndimage
 
 import train_model as module
 from load_data import InputError, load_data
-from train_model import batches, distort, draw_history, model_file, one_cycle, train_model, whole_file
+from train_model import batches, distort, draw_history, model_path, one_cycle, steps_per_execution, train_model
 
 
 def weights(path):
@@ -24,6 +24,25 @@ def weights(path):
 
 def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of one seed in each precision that this machine can train in: their models' paths and histories."""
+    folder, runs = tmp_path_factory.mktemp("runs"), {}
+    for bfloat16 in [False, True] if module.BFLOAT16 else [False]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "BFLOAT16", bfloat16)
+            paths = [folder / f"{bfloat16}{number}.h5" for number in range(2)]
+            runs[bfloat16] = [(path, train_model("digits", 2, 400, seed=1, model=path).history) for path in paths]
+    return runs
+
+
+def no_units():
+    pytest.skip("needs Linux, a CPU with AMX or AVX512_BF16 and no GPU")
+
+
+# A run
 
 
 def test_digits_are_learnt(digits_model):
@@ -40,30 +59,209 @@ def test_everything_written_lies_beside_the_model_and_starts_with_its_stem(digit
     assert all(name.startswith("digits_classification_model") for name in files), files
 
 
-@pytest.mark.parametrize("augment", [True, False])
-def test_same_seed_same_weights_bit_for_bit(npz, tmp_path, augment):
-    paths = [tmp_path / f"{name}.h5" for name in "abc"]
-    for path, seed in zip(paths, (1, 1, 2)):
-        train_model(npz, epochs=3, batch_size=8, seed=seed, model=path, augment=augment)
-    a, b, c = map(weights, paths)
-    assert same(a, b)
-    assert not any(np.array_equal(x, y) for x, y in zip(a, c))
-
-
-def test_augment_makes_a_difference(npz, tmp_path):
-    for augment in (True, False):
-        train_model(npz, epochs=1, model=tmp_path / f"{augment}.h5", augment=augment)
-    assert not same(weights(tmp_path / "True.h5"), weights(tmp_path / "False.h5"))
+def test_saved_model_carries_the_readmes_loss_and_metrics(digits_model):
+    model = keras.models.load_model(digits_model[0])
+    assert model.loss is keras.losses.categorical_crossentropy
+    assert model.get_compile_config()["metrics"] == ["accuracy"]
+    assert type(model.optimizer).__name__ == "Adam"
 
 
 @pytest.mark.parametrize("images, batch_size, epochs", [(1, 128, 1), (1, 1, 3), (30, 128, 1), (30, 7, 2)])
-def test_any_number_of_images_trains(tmp_path, arrays, images, batch_size, epochs):
+def test_any_number_of_images_trains(images, batch_size, epochs, tmp_path, arrays, small_network):
     arrays["x_train"], arrays["y_train"] = arrays["x_train"][:images], arrays["y_train"][:images]
     np.savez(tmp_path / "few.npz", **arrays)
     train_model(tmp_path / "few.npz", epochs=epochs, batch_size=batch_size, model=tmp_path / "few.h5")
     steps = keras.models.load_model(tmp_path / "few.h5").optimizer.iterations.numpy()
     assert steps == epochs * math.ceil(images / batch_size), "every image counts, the last batch too"
     assert np.isfinite(np.concatenate([w.ravel() for w in weights(tmp_path / "few.h5")])).all()
+
+
+def test_callbacks_are_handed_on(npz, tmp_path, small_network):
+    """As EarlyStopping does, this one ends the run; the model is then saved as usual."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            assert "val_loss" in logs
+            self.model.stop_training = epoch == 1
+
+    history = train_model(npz, epochs=9, model=tmp_path / "a.h5", callbacks=(callback for callback in [Stop()]))
+    assert len(history.epoch) == 2 and (tmp_path / "a.h5").is_file()
+
+
+def test_default_model_is_named_after_the_data(tmp_path, monkeypatch):
+    for folder in ("kmnist.v2", "shared/mnist", "some"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "some/fashion.npz").touch()
+    monkeypatch.chdir(tmp_path / "kmnist.v2")
+    names = {
+        "mnist": "mnist_classification_model.h5",
+        "digits": "digits_classification_model.h5",
+        "../shared/mnist": "mnist_classification_model.h5",
+        "../some/fashion.npz": "fashion_classification_model.h5",
+        ".": "kmnist.v2_classification_model.h5",
+    }
+    assert {data: str(model_path(data)) for data in names} == names
+
+
+# Values are checked by the function, before anything is loaded or written
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"epochs": 0}, "epochs must be a whole number from 1, not 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number from 1, not 1.5"),
+        ({"epochs": "3"}, "epochs must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, not 0"),
+        ({"batch_size": math.nan}, "batch_size must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
+        ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295, not 4294967296"),
+        ({"model": "foo.keras"}, "the model's name must end in .h5, not foo.keras"),
+        ({"model": "foo"}, "the model's name must end in .h5, not foo"),
+        ({"model": ".h5"}, "the model's name must end in .h5, not .h5"),
+        ({"data": "nowhere"}, "nowhere: no such file or folder"),
+        ({"data": "nowhere", "model": "a.h5"}, "nowhere: no such file or folder"),
+    ],
+)
+def test_values_that_wont_do_are_said_in_plain_words(values, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "build_model", lambda: pytest.fail("it went on"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(words)):
+        train_model(**{"data": "digits", **values})
+    assert not list(tmp_path.iterdir())
+
+
+def test_numpys_integers_and_the_largest_seed_will_do(npz, tmp_path, small_network):
+    train_model(npz, epochs=np.int64(1), batch_size=np.uint8(30), seed=2**32 - 1, model=str(tmp_path / "a.h5"))
+    assert (tmp_path / "a.h5").is_file()
+
+
+# Repeatable
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_same_seed_same_weights_bit_for_bit(bfloat16, runs):
+    (path, history), (other_path, other_history) = runs.get(bfloat16) or no_units()
+    assert same(weights(path), weights(other_path)) and history == other_history
+
+
+def test_seed_and_augment_make_a_difference(npz, tmp_path, small_network):
+    choices = {"usual": {}, "seed": {"seed": 1}, "plain": {"augment": False}, "plain too": {"augment": False}}
+    for name, choice in choices.items():
+        train_model(npz, epochs=1, model=tmp_path / f"{name}.h5", **choice)
+    usual, seed, plain, plain_too = (weights(tmp_path / f"{name}.h5") for name in choices)
+    assert not any(np.array_equal(a, b) for a, b in zip(usual, seed))
+    assert not same(usual, plain) and same(plain, plain_too)
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    "flags, gpus, on",
+    [
+        ("fpu amx_bf16 amx_int8", [], True),
+        ("fpu avx512_bf16", [], True),
+        ("fpu avx512f amx_int8 avx512_bf16x", [], False),
+        ("fpu amx_bf16 avx512_bf16", ["a GPU"], False),
+        (None, [], False),
+    ],
+)
+def test_bfloat16_is_used_where_the_cpu_has_units_for_it_and_no_gpu_is_there(flags, gpus, on, monkeypatch):
+    """The script's constant, with another /proc/cpuinfo, or none, as on Windows and macOS."""
+    monkeypatch.setattr(Path, "exists", lambda path: flags is not None)
+    monkeypatch.setattr(Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus)
+    assert runpy.run_path(str(ROOT / "train_model.py"))["BFLOAT16"] is on
+
+
+def test_only_training_computes_in_bfloat16(npz, tmp_path, monkeypatch):
+    """The last layer, whose probabilities need float32's digits, never does; and what is saved is float32."""
+    monkeypatch.setattr(module, "BFLOAT16", True)
+    training, validation, own = set(), set(), set()
+
+    def note(precisions):
+        precisions.add(tuple(layer.compute_dtype for layer in watch.model.layers))
+        own.add(keras.config.dtype_policy().name)
+
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: note(training),
+        on_test_batch_begin=lambda batch, logs: note(validation),
+    )
+    train_model(npz, epochs=2, model=tmp_path / "a.h5", callbacks=[watch])
+    assert training == {("bfloat16",) * 8 + ("float32",)}
+    assert validation == {("float32",) * 9}
+    assert own == {"float32"}, "the process's own policy is left alone"
+    saved = keras.models.load_model(tmp_path / "a.h5")
+    assert {layer.dtype_policy.name for layer in saved.layers} == {"float32"}
+    assert {weight.dtype for weight in saved.get_weights()} == {np.dtype("float32")}
+
+
+def test_the_processs_policy_is_as_it_was_when_training_fails(npz, tmp_path, small_network, monkeypatch):
+    monkeypatch.setattr(module, "BFLOAT16", True)
+    fail = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_model(npz, epochs=1, model=tmp_path / "a.h5", callbacks=[fail])
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_validation_is_what_any_float32_evaluation_gives(bfloat16, runs):
+    (path, history), _ = runs.get(bfloat16) or no_units()
+    X, y = load_data("digits")[2:]
+    probabilities = keras.models.load_model(path, compile=False)(X).numpy()
+    assert probabilities.dtype == np.float32
+    assert history["val_loss"][-1] == pytest.approx(-np.log(probabilities[y == 1]).mean(), rel=1e-5)
+    assert history["val_accuracy"][-1] == pytest.approx((probabilities.argmax(1) == y.argmax(1)).mean(), abs=1e-6)
+
+
+def test_bfloat16_changes_the_training(runs):
+    ((bfloat16, _), _), ((float32, _), _) = runs.get(True) or no_units(), runs[False]
+    assert not same(weights(bfloat16), weights(float32))
+
+
+# Steps and their rate
+
+
+@pytest.mark.parametrize(
+    "epochs, steps, peak",
+    [(1, 1, 8e-3), (2, 1, 6.498e-3), (1, 3, 8e-3), (3, 4, 5.754e-3), (1, 100, 8e-3), (10, 12, 4.010e-3)],
+)
+def test_learning_rate_climbs_for_a_fifth_then_falls_to_nothing_at_the_last_step(epochs, steps, peak):
+    rate = one_cycle(epochs, steps)
+    rates = np.array([float(rate(step)) for step in range(epochs * steps)])
+    top = rates.argmax()
+    assert rates[top] == pytest.approx(peak, rel=1e-3)
+    assert top == epochs * steps // 5
+    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
+    assert rates.min() > 0, "no step is wasted"
+    assert float(rate(epochs * steps)) == pytest.approx(0, abs=1e-9)
+
+
+def test_learning_rate_falls_along_a_cosine():
+    """Of 4,690 steps 3,752 fall: after half of them the rate is half as high, after a third three quarters."""
+    rate = one_cycle(10, 469)
+    assert float(rate(0)) == pytest.approx(4.01e-5, rel=1e-3)
+    assert float(rate(938)) == pytest.approx(4.010e-3, rel=1e-3)
+    assert float(rate(938 + 3752 // 2)) == pytest.approx(4.010e-3 / 2, rel=1e-3)
+    assert float(rate(938 + 3752 // 3)) == pytest.approx(4.010e-3 * 3 / 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps, at_a_time", [(469, 7), (12, 6), (10, 10), (1, 1), (13, 1), (100, 10), (121, 1)])
+def test_the_steps_at_a_time_divide_the_epochs_steps(steps, at_a_time):
+    assert steps_per_execution(steps) == at_a_time
+
+
+def test_the_progress_bar_does_not_run_past_its_end(npz, tmp_path, small_network, monkeypatch, capsys):
+    monkeypatch.setattr(module, "progress", lambda: 1)
+    at_a_time = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: at_a_time.append(note.model.steps_per_execution))
+    train_model(npz, epochs=1, batch_size=5, model=tmp_path / "a.h5", callbacks=[note])
+    shown = [int(step) for step in re.findall(r"(\d+)/6\b", capsys.readouterr().out)]
+    assert max(shown) == 6 and at_a_time == [6]
+
+
+# Batches of images
 
 
 def labelled(n):
@@ -120,87 +318,22 @@ def test_half_of_a_batch_is_distorted_others_in_each_epoch(n):
 
 def test_distort_agrees_with_scipy():
     """The same draws, turned into SciPy's form of an affine transform, give the same pictures."""
-    images = ndimage.gaussian_filter(np.random.default_rng(0).random((6, 28, 28)), (0, 2, 2)).astype(
-        np.float32
-    )
+    images = ndimage.gaussian_filter(np.random.default_rng(0).random((6, 28, 28)), (0, 2, 2)).astype(np.float32)
     seed = tf.constant([3, 4], tf.int64)
     got = distort(tf.constant(images[..., np.newaxis]), seed).numpy()[..., 0]
     draws = tf.random.stateless_uniform((5, 6), seed, -1.0, 1.0).numpy()
     for image, result, (turn, width, height, right, down) in zip(images, got, draws.T):
-        angle = math.radians(module.ROTATION) * turn
+        angle = math.radians(10) * turn
         rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        matrix = (
-            np.diag([1 + module.SCALING * height, 1 + module.SCALING * width]) @ rotation
-        )  # rows, columns
-        shift = module.SHIFT * np.array([down, right])
-        offset = 13.5 - matrix @ [13.5, 13.5] + shift
+        matrix = np.diag([1 + 0.1 * height, 1 + 0.1 * width]) @ rotation  # rows, columns
+        offset = 13.5 - matrix @ [13.5, 13.5] + 2 * np.array([down, right])
         expected = ndimage.affine_transform(image, matrix, offset, order=1, mode="grid-constant")
         inside = ndimage.affine_transform(np.ones((28, 28)), matrix, offset, order=1, mode="constant") > 0.99
         assert np.abs(result - expected)[inside].max() < 1e-3
         assert inside.mean() > 0.5
 
 
-@pytest.mark.parametrize("epochs, steps", [(1, 1), (2, 1), (1, 3), (3, 4), (10, 469)])
-def test_learning_rate_climbs_then_falls_to_nothing_at_the_last_step(epochs, steps):
-    rate = one_cycle(epochs, steps)
-    rates = np.array([float(rate(step)) for step in range(epochs * steps)])
-    top = rates.argmax()
-    assert rates[top] == pytest.approx(module.PEAK_RATE / epochs**module.PEAK_DECAY, rel=0.01)
-    assert top <= math.ceil(module.WARM_UP * epochs * steps)
-    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
-    assert rates.min() > 0, "no step is wasted"
-    assert float(rate(epochs * steps)) == pytest.approx(0, abs=1e-9)
-
-
-def test_learning_rate_is_half_as_high_in_ten_epochs_as_in_one():
-    top = lambda epochs: max(float(one_cycle(epochs, 100)(step)) for step in range(100 * epochs))
-    assert (top(1), top(10)) == (pytest.approx(8e-3, rel=0.01), pytest.approx(4e-3, rel=0.01))
-
-
-def test_only_training_may_use_bfloat16(npz, tmp_path, monkeypatch):
-    switched = []
-    monkeypatch.setattr(module, "BFLOAT16", True)
-    monkeypatch.setattr(module, "mixed_precision", switched.append)
-    train_model(npz, epochs=2, model=tmp_path / "a.h5")
-    assert switched == [True, False, True, False, False], "on in each epoch, off for its validation"
-    switched.clear()
-    monkeypatch.setattr(keras.Model, "evaluate", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train_model(npz, epochs=2, model=tmp_path / "a.h5")
-    assert switched == [True, False], "off after an error, too"
-
-
-CPUINFO = Path("/proc/cpuinfo")
-AMX = CPUINFO.exists() and re.search(r"^flags\s*:.* amx_bf16\b", CPUINFO.read_text(), re.MULTILINE)
-
-
-def test_bfloat16_is_used_where_the_cpu_has_units_for_it():
-    assert module.BFLOAT16 == bool(AMX)
-
-
-@pytest.mark.skipif(
-    not AMX or os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" or tf.config.list_physical_devices("GPU"),
-    reason="needs Linux, an Intel CPU with AMX, TensorFlow's oneDNN and no GPU",
-)
-def test_bfloat16_changes_the_training_but_not_the_validation(tmp_path, monkeypatch):
-    models = {}
-    for bfloat16 in (True, False):
-        monkeypatch.setattr(module, "BFLOAT16", bfloat16)
-        models[bfloat16] = tmp_path / f"{bfloat16}.h5"
-        history = train_model("digits", epochs=1, model=models[bfloat16]).history
-        network = keras.models.load_model(models[bfloat16])
-        X, y = load_data("digits")[2:]
-        loss, accuracy = network.evaluate(X, y, verbose=0)
-        assert history["val_loss"][0] == pytest.approx(loss, rel=1e-5), "float32, as in any evaluation"
-        assert history["val_accuracy"][0] == accuracy
-    assert not same(*map(weights, models.values()))
-
-
-def test_saved_model_carries_the_readmes_loss_and_metrics(digits_model):
-    model = keras.models.load_model(digits_model[0])
-    assert model.loss is keras.losses.categorical_crossentropy
-    assert model.get_compile_config()["metrics"] == ["accuracy"]
-    assert type(model.optimizer).__name__ == "Adam"
+# Curves
 
 
 def test_curves_are_the_readmes_two_plots():
@@ -210,70 +343,18 @@ def test_curves_are_the_readmes_two_plots():
         assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == (f"Model {name}", "Epoch", title)
         assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Train", "Test"]
         train, test = ax.get_lines()
-        assert (
-            train.get_ydata().tolist() == history[name]
-            and test.get_ydata().tolist() == history[f"val_{name}"]
-        )
+        assert train.get_ydata().tolist() == history[name] and test.get_ydata().tolist() == history[f"val_{name}"]
         assert train.get_xdata().tolist() == [1, 2]
     plt.close(figure)
 
 
-def test_default_model_file_carries_the_datas_name(tmp_path, monkeypatch):
-    (tmp_path / "kmnist.v2").mkdir()
-    monkeypatch.chdir(tmp_path / "kmnist.v2")
-    assert model_file("mnist") == "mnist_classification_model.h5"
-    assert model_file("digits") == "digits_classification_model.h5"
-    assert model_file("../shared/mnist") == "mnist_classification_model.h5"
-    assert model_file("some/fashion.npz") == "fashion_classification_model.h5"
-    assert model_file(".") == "kmnist.v2_classification_model.h5"
-
-
-def test_whole_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a [b].h5"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError):
-        with whole_file(path) as temporary:
-            assert temporary.parent == tmp_path and temporary.name == f".a [b].{os.getpid()}.h5"
-            temporary.write_text("half")
-            assert path.read_text() == "old"
-            1 / 0
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with whole_file(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-
-
-def test_leftovers_older_than_a_day_are_cleared(tmp_path):
-    path = tmp_path / "a [b].h5"
-    old, young, foreign = (tmp_path / name for name in (".a [b].123.h5", ".a [b].456.h5", ".a [b].mine.h5"))
-    for file in (old, young, foreign):
-        file.write_text("left")
-    for file in (old, foreign):
-        os.utime(file, (0, time.time() - 90_000))
-    with whole_file(path) as temporary:
-        temporary.write_text("new")
-    assert sorted(tmp_path.iterdir()) == sorted([path, young, foreign])
-
-
-def test_unwritable_output_is_said_before_the_data_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_data", lambda data: pytest.fail("the data was loaded first"))
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.h5").mkdir()
-    for name in ("none/x.h5", "file/x.h5", "folder.h5"):
-        with pytest.raises(InputError, match=f"{name}: can't be written"):
-            train_model("digits", model=tmp_path / name)
-
-
-def test_a_loss_of_nan_stops_and_keeps_the_old_model(npz, tmp_path, monkeypatch):
-    (tmp_path / "a.h5").write_text("old")
-    monkeypatch.setattr(module, "one_cycle", lambda epochs, steps: math.nan)
-    with pytest.raises(InputError, match=r"the loss became NaN in epoch 1"):
-        train_model(npz, epochs=2, batch_size=3, model=tmp_path / "a.h5")
-    assert (tmp_path / "a.h5").read_text() == "old"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.h5", "small.npz"]
-
-
-def test_bad_data_leaves_nothing_behind(tmp_path):
-    with pytest.raises(InputError, match="nowhere"):
-        train_model(tmp_path / "nowhere", model=tmp_path / "a.h5")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("epochs", [1, 2, 10, 40])
+def test_the_curves_axis_counts_epochs(epochs):
+    """In whole numbers from 1 to the last; a picture of one epoch has its 1."""
+    figure = draw_history({name: [0.5] * epochs for name in ("accuracy", "val_accuracy", "loss", "val_loss")})
+    figure.canvas.draw()
+    for ax in figure.axes:
+        left, right = ax.get_xlim()
+        ticks = [tick for tick in ax.get_xticks() if left <= tick <= right]
+        assert ticks and all(tick in range(1, epochs + 1) for tick in ticks), ticks
+    plt.close(figure)

@@ -1,0 +1,356 @@
+"""What find_digits() promises: the digits of any picture come out in reading order, as MNIST's digits look."""
+
+import numpy as np
+import pictures
+import pytest
+from conftest import assert_one_line, mutations, posix, python
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+import evaluate_model
+from load_data import InputError, find_digits, load_data
+from train_model import train_model
+
+
+def drawing(ink=0, paper=255, size=(300, 400), at=(60, 90), height=200, pen=20, mode="L"):
+    """Return a PIL picture of a 7 drawn with straight lines."""
+    image = Image.new(mode, size, paper)
+    x, y = at
+    points = [(x, y), (x + height * 0.6, y), (x + height * 0.2, y + height)]
+    ImageDraw.Draw(image).line(points, fill=ink, width=pen, joint="curve")
+    return image
+
+
+def page(*places, size=(1200, 900), pen=8):
+    """Return a PIL picture of strokes, each a list of points about 100 pixels high, moved to its place."""
+    shapes = {
+        "1": [[(30, 0), (30, 100)]],
+        "7": [[(0, 0), (60, 0), (20, 100)]],
+        "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (60, 0)]],  # its bar lies apart
+        "-": [[(0, 50), (60, 50)]],
+        ".": [[(0, 100), (5, 100)]],
+    }
+    image = Image.new("L", size, 255)
+    for name, x, y in places:
+        for stroke in shapes[name]:
+            ImageDraw.Draw(image).line([(x + a, y + b) for a, b in stroke], fill=0, width=pen, joint="curve")
+    return image
+
+
+@pytest.fixture
+def find(tmp_path):
+    """Return a function that saves a picture, as PNG if not told otherwise, and finds its digits."""
+
+    def save_and_find(image, name="a.png", **options):
+        image.save(tmp_path / name, **options)
+        return find_digits(tmp_path / name)
+
+    return save_and_find
+
+
+@pytest.fixture
+def load(find):
+    """Return a function like `find` for a picture of one digit, which it returns as (28, 28, 1)."""
+
+    def find_one(*args, **options):
+        (image,), (_,), (row,) = find(*args, **options)
+        assert row == 0
+        return image
+
+    return find_one
+
+
+def close(a, b):
+    """Whether two prepared images show the same, but for a pixel's shift, rounding and compression."""
+    blurred = [ndimage.gaussian_filter(image[..., 0], 1.0).ravel() for image in (a, b)]
+    return np.corrcoef(*blurred)[0, 1] > 0.85
+
+
+def assert_mnist_form(image):
+    assert image.dtype == np.float32 and image.shape == (28, 28, 1)
+    assert image.min() == 0 and 0.9 < image.max() <= 1
+    rows, columns = np.nonzero(image[..., 0] > 0.2)
+    assert 18 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 20, "the longer side fills the 20x20 box"
+    # By hand, independent of SciPy: the mean place of the ink is the middle of the frame.
+    place = (np.indices((28, 28)) * image[..., 0]).sum(axis=(1, 2)) / image.sum()
+    assert np.abs(place - 14).max() <= 0.6, "centre of mass"
+
+
+# One digit
+
+
+def test_form_and_proportions(load):
+    image = load(drawing())
+    assert not close(image, image[:, ::-1]) and not close(image, 1 - image), "what the other tests rely on"
+    assert_mnist_form(image)
+    rows, columns = np.nonzero(image[..., 0] > 0.2)
+    assert (np.ptp(columns) + 1) / (np.ptp(rows) + 1) == pytest.approx(0.64, abs=0.1), "aspect ratio kept"
+    assert image[:14].sum() > image[14:].sum(), "a 7 has its bar on top: neither turned nor mirrored"
+    assert len(np.unique(image)) > 20, "anti-aliased"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        drawing(255, 0),
+        drawing(40, 120),
+        drawing((200, 30, 30), (255, 255, 240), mode="RGB"),
+        drawing((250, 240, 60), (20, 30, 120), mode="RGB"),
+        drawing(at=(100, 180)),
+        drawing(at=(14, 14), size=(150, 230)),
+        drawing(size=(1500, 900), at=(30, 40)),
+        drawing(size=(3000, 4000), at=(600, 900), height=2000, pen=200),
+        drawing().convert("1"),
+        drawing().convert("P"),
+        drawing().convert("LA"),
+        drawing().convert("CMYK").convert("RGB"),
+        Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 257),
+        Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 4),
+    ],
+    ids="white low red yellow moved cropped wide large 1-bit palette alpha cmyk 16-bit 10-bit".split(),
+)
+def test_colours_size_and_place_make_no_difference(load, other):
+    assert close(load(other), load(drawing()))
+
+
+@pytest.mark.parametrize("shade", [0, 255, 120])
+def test_transparent_is_paper_whatever_the_ink(load, shade):
+    image = Image.new("LA", (300, 400), (shade, 0))
+    image.putalpha(drawing(255, 0))
+    assert close(load(image), load(drawing()))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.gif", "a.webp", "a.tiff"])
+def test_file_formats(load, name):
+    assert close(load(drawing(), name), load(drawing()))
+
+
+def test_first_frame_of_an_animation(load):
+    frames = [drawing(at=(20, 20), height=40)]
+    assert close(load(drawing(), "a.gif", save_all=True, append_images=frames), load(drawing()))
+
+
+def test_uneven_light_noise_and_specks(load):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:400, :300]
+    light = 0.5 + 0.4 * x / 300 - 0.2 * (y > 220)  # a gradient, and the edge of a shadow across the digit
+    photo = np.asarray(drawing(60, 230)) * light + rng.normal(0, 4, light.shape)
+    photo[20:23, 20:23] = 0
+    image = load(Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)), "a.jpg", quality=60)
+    assert close(image, load(drawing()))
+
+
+def test_ruled_lines_through_a_digit_are_no_ink(load):
+    ruled = np.array(drawing(pen=16))
+    for y in (60, 160, 260, 360):
+        ruled[y : y + 2] = np.minimum(ruled[y : y + 2], 120)
+    assert close(load(Image.fromarray(ruled)), load(drawing(pen=16)))
+
+
+def test_a_desk_beside_the_paper_is_no_digit(load):
+    photo = np.array(drawing(60, 230))
+    photo[:, 270:] = 70
+    assert close(load(Image.fromarray(photo)), load(drawing()))
+
+
+def test_thin_lines_become_as_thick_as_mnists(load):
+    width = lambda image: image.sum() / 32  # the 7's lines are about 32 pixels long
+    thin, thick = width(load(drawing(pen=1))), width(load(drawing(pen=20)))
+    assert 1.5 < thin < 3 and 1.5 < thick < 3
+
+
+def test_tiny_picture(load):
+    assert_mnist_form(load(drawing(size=(8, 8), at=(1, 1), height=5, pen=1)))
+
+
+# Several digits
+
+ROWS = [("7", 100, 100), ("5", 300, 120), ("1", 500, 90), ("5", 150, 500), ("7", 420, 480)]
+
+
+def test_several_digits_come_in_reading_order_each_with_its_box(find):
+    images, boxes, rows = find(page(*ROWS[::-1]))
+    assert images.dtype == np.float32 and images.shape == (5, 28, 28, 1)
+    assert rows.tolist() == [0, 0, 0, 1, 1]
+    for image, box, (name, x, y) in zip(images, boxes, ROWS):
+        assert_mnist_form(image)
+        (alone,), (own,), _ = find(page((name, x, y)))
+        assert close(image, alone)
+        assert np.abs(box - own).max() <= 2 and abs(box[1] - y) < 8 and abs(box[3] - y - 100) < 8
+        assert box.dtype.kind == "i" and x - 8 < box[0] < box[2] < x + 75
+
+
+def test_boxes_are_in_pixels_of_the_whole_upright_picture(find):
+    """Of a large photograph that a telephone has saved lying on its side."""
+    upright = page(*ROWS).resize((2400, 1800))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees to the right to show"
+    images, boxes, rows = find(upright.rotate(90, expand=True), "a.jpg", exif=exif)
+    same_images, same_boxes, same_rows = find(page(*ROWS))
+    assert np.abs(boxes - 2 * same_boxes).max() <= 8 and rows.tolist() == same_rows.tolist()
+    assert all(close(a, b) for a, b in zip(images, same_images, strict=True))
+
+
+@pytest.mark.parametrize("convert", [np.asarray, lambda image: np.asarray(image.convert("RGBA"))])
+def test_pixels_are_taken_as_a_file_is(convert, find):
+    for got, expected in zip(find_digits(convert(page(*ROWS, size=(900, 700)))), find(page(*ROWS, size=(900, 700)))):
+        assert np.array_equal(got, expected)
+
+
+def test_a_slanted_row_is_one_row(find):
+    places = [("7", 100 + 150 * i, 100 + 20 * i) for i in range(6)] + [
+        ("1", 100 + 150 * i, 400 + 20 * i) for i in range(6)
+    ]
+    _, boxes, rows = find(page(*places))
+    assert rows.tolist() == [0] * 6 + [1] * 6
+    assert (np.diff(boxes[:6, 0]) > 0).all() and (np.diff(boxes[6:, 0]) > 0).all()
+
+
+def test_specks_and_dashes_are_no_digits(find):
+    _, boxes, _ = find(page(*ROWS, (".", 250, 140), ("-", 620, 100), (".", 900, 700)))
+    assert len(boxes) == 5
+
+
+# Nothing to find
+
+
+def blank_pages(side):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / side
+    ruled = np.full((side, side), 230.0)
+    ruled[20 :: side // 10] = 150
+    pages = [np.full((side, side), 255), np.zeros((side, side)), 180 + rng.normal(0, 5, (side, side))]
+    # At 28 pixels a gradient could be a broad stroke, and a line a 1.
+    return pages + [120 + 80 * x, 120 + 80 * (x + y > 0.9), ruled, np.minimum(ruled, ruled.T)] * (side > 28)
+
+
+@pytest.mark.parametrize("side", [28, 300])
+def test_a_page_without_ink_is_refused(find, side):
+    for pixels in blank_pages(side):
+        with pytest.raises(InputError, match="a.png: no digit found in it; digits must be"):
+            find(Image.fromarray(pixels.astype(np.uint8)))
+    with pytest.raises(InputError, match="no digit found"):
+        find(Image.new("RGBA", (side, side)))
+
+
+def test_files_that_are_no_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    drawing().save("whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
+    words = {"none.png": "no such file", "folder": "is a folder; name the pictures in it"}
+    unreadable = dict.fromkeys(
+        ["text.png", "empty.png", "cut.png", "photo.heic"], "not a picture .*; export it as JPEG"
+    )
+    for name, message in (words | unreadable).items():
+        with pytest.raises(InputError, match=f"^{name}: {message}"):
+            find_digits(name)
+
+
+@pytest.mark.parametrize(
+    "name, options, largest", [("a.png", {}, 20), ("a.jpg", {"progressive": True}, 20), ("a.jpg", {}, 120)]
+)
+def test_what_would_take_too_much_memory_is_refused(name, options, largest, tmp_path):
+    """Only a JPEG that isn't progressive can be decoded at a reduced size."""
+    for pixels, words in ((1000 * largest, "no digit found"), (1000 * largest + 1, "too many megapixels")):
+        Image.new("L", (pixels, 1000)).save(tmp_path / name, **options) if pixels < 65_000 else Image.new(
+            "L", (pixels // 4 + (pixels % 2), 4000)
+        ).save(tmp_path / name, **options)
+        with pytest.raises(InputError, match=f"{name}: .*{words}"):
+            find_digits(tmp_path / name)
+
+
+LARGEST = """
+import resource, sys, time
+from load_data import find_digits
+for path in sys.argv[1:]:
+    start = time.perf_counter()
+    find_digits(path)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+"""
+
+
+@posix
+@pytest.mark.slow
+def test_the_largest_pictures_stay_below_1_gib(tmp_path):
+    """A PNG of 20 and a JPEG of 108 megapixels, as large telephones take them; the times are for the reader."""
+    page(*ROWS).convert("RGB").resize((5000, 4000)).save(tmp_path / "a.png")
+    page(*ROWS).convert("RGB").resize((12_000, 9000)).save(tmp_path / "a.jpg")
+    done = python("-c", LARGEST, "a.png", "a.jpg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert all(float(line.split()[1]) < 1024 for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.webp", "a.tiff"])
+def test_fuzzed_pictures_raise_input_error_or_give_images(tmp_path, name):
+    """200 damaged copies of each format. Found: nothing that passed the function's own error."""
+    drawing(size=(60, 80), at=(12, 18), height=40, pen=4).save(tmp_path / name)
+    for damaged in mutations((tmp_path / name).read_bytes(), 200, seed=0):
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            images, boxes, rows = find_digits(tmp_path / name)
+        except InputError:
+            continue
+        assert images.dtype == np.float32 and images.shape == (len(boxes), 28, 28, 1) and len(rows) == len(boxes)
+        assert np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1
+
+
+# How many are read right
+
+
+@pytest.fixture(scope="session")
+def mnist_network(mnist, tmp_path_factory):
+    """The network after two epochs on the real MNIST, and the test images."""
+    path = tmp_path_factory.mktemp("mnist") / "mnist.h5"
+    train_model(mnist, epochs=2, model=path)
+    _, _, X_test, y_test = load_data(mnist)
+    return evaluate_model.load_model(path), X_test, y_test
+
+
+@pytest.mark.slow
+def test_hundreds_of_pictures_as_people_make_them(mnist_network):
+    """The figures for each kind, of the default 10 epochs: `python tests/pictures.py`."""
+    counts = pictures.measure(*mnist_network, per_kind=20)
+    groups = [(pictures.DRAWN, 0.96), (pictures.PAPER, 0.92), (pictures.PAGES, 0.7), (pictures.BLANK, 0.85)]
+    for kinds, least in groups:
+        right, usual, n = np.sum([counts[kind] for kind in kinds], axis=0)
+        assert right / n >= least, counts
+        assert usual / n < 0.8, "the usual way is no better"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("invert", [False, True])
+def test_mnist_itself_survives_the_round_trip(mnist_network, tmp_path, invert):
+    network, X_test, y_test = mnist_network
+    X, truth = X_test[::5], y_test[::5].argmax(axis=1)
+    right = (network.predict(X, verbose=0).argmax(axis=1) == truth).sum()
+    right_back = 0
+    for pixels, label in zip(np.rint(255 * X[..., 0]).astype(np.uint8), truth):
+        Image.fromarray(255 - pixels if invert else pixels).save(tmp_path / "a.png")
+        right_back += pictures.read(network, tmp_path / "a.png") == str(label)
+    assert right_back >= 0.98 * right
+
+
+def test_photographs_in_a_folder_are_counted(tmp_path, digits_model, end_of):
+    drawing().save(tmp_path / "mine_7.png")
+    page(*ROWS).save(tmp_path / "page_12345.png")
+    Image.new("L", (300, 300), 255).save(tmp_path / "blank_3.png")
+    (tmp_path / "README.md").write_text("no picture")
+    end = end_of(pictures, "--photos", tmp_path, "--model", digits_model[0])
+    assert end.code == 0
+    lines = end.out.splitlines()
+    assert lines[0] == "WRONG  blank_3.png: no digit found" and lines[1].split()[1] == "mine_7.png:"
+    assert lines[2].startswith("WRONG  page_12345.png: ") and lines[4] == "several digits: 0 of 1 read right"
+
+
+@pytest.mark.parametrize(
+    "args, words", [(("--photos", "none"), "none: no such folder"), (("--model", "none.h5"), "none.h5: no such model")]
+)
+def test_what_the_count_lacks_is_one_line(args, words, digits_model, end_of):
+    assert_one_line(end_of(pictures, "--model", digits_model[0], *args).code, f"error: {words}")
