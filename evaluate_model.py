@@ -220,11 +220,12 @@ def drawing_window(network, path):
     """Return a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
     with plt.rc_context({"toolbar": "None"}):
         figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
+    figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
     paper, seen, bars = axes
     strokes = []  # each a list of points (x, y), in pixels of the paper
     page = paper.imshow(draw_strokes(strokes))
-    paper.set(xticks=[], yticks=[], xlabel="c: clear   z: take the last stroke back   s: save")
+    paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
 
     def show(message=None):
         picture = draw_strokes(strokes)
@@ -270,8 +271,8 @@ def draw_strokes(strokes):
     picture = Image.new("RGB", PAPER, "white")
     canvas = ImageDraw.Draw(picture)
     for stroke in strokes:
-        canvas.line(stroke, fill="black", width=PEN, joint="curve")
-        for x, y in (stroke[0], stroke[-1]):  # round ends; the whole stroke, if it is a dot
+        canvas.line(stroke, fill="black", width=PEN)
+        for x, y in stroke:  # round joints and ends, and a dot where nothing was moved
             canvas.circle((x, y), PEN / 2, fill="black")
     return picture
 

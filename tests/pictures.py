@@ -10,7 +10,6 @@ kind, beside the usual way to prepare a single digit (resize, invert, divide by 
 The second reads the pictures in a folder, each named `<anything>_<digits in reading order>.<ending>`.
 """
 
-import argparse
 import io
 import sys
 import tempfile
@@ -200,13 +199,14 @@ def page(rows, kind, rng):
 # Counting
 
 
-def usual_way(image):
-    """Return a picture as most tutorials prepare it: float32 (28, 28, 1)."""
+def read_as_usual(network, image):
+    """Return the digit that is read in a picture as text, prepared as most tutorials have it."""
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image.convert("RGBA"))
         image = paper
-    return 1 - np.asarray(image.convert("L").resize((28, 28)), np.float32)[..., np.newaxis] / 255
+    prepared = 1 - np.asarray(image.convert("L").resize((28, 28)), np.float32)[np.newaxis, ..., np.newaxis] / 255
+    return str(network(prepared, training=False).numpy().argmax())
 
 
 def read(network, path):
@@ -256,26 +256,28 @@ def measure(network, X, y, per_kind, kinds=DRAWN + PAPER + PAGES + BLANK, seed=0
                 path = Path(folder, "a.jpg" if image.format == "JPEG" else "a.png")
                 image.save(path, **{"quality": 90} if path.suffix == ".jpg" else {})
                 right += read(network, path) == label
-                answer = network(usual_way(image)[np.newaxis], training=False).numpy().argmax()
-                usual += str(answer) == label
+                usual += read_as_usual(network, image) == label
             counts[kind] = right, usual, n
     tell("")
     return counts
 
 
 def print_photos(network, folder):
-    """Print how many pictures of one and of several digits in a folder are read right, and what is wrong."""
-    counts = {"one digit": [], "several digits": []}
+    """Print which pictures in a folder are read right, and how many, of one and of several digits."""
+    one, several, usual = [], [], []
     for path in sorted(Path(folder).iterdir()):
         label = path.stem.rpartition("_")[2]
-        if label.isdecimal():
-            tell(path.name)
-            answer = read(network, path)
-            tell("")
-            counts["one digit" if len(label) == 1 else "several digits"].append(answer == label)
-            print(f"{'right' if answer == label else 'WRONG'}  {path.name}: {answer or 'no digit found'}", flush=True)
-    for name, right in counts.items():
-        print(f"{name}: {sum(right)} of {len(right)} read right")
+        if not label.isdecimal():
+            continue
+        tell(path.name)
+        answer = read(network, path)
+        (one if len(label) == 1 else several).append(answer == label)
+        if len(label) == 1:
+            usual.append(read_as_usual(network, Image.open(path)) == label)
+        tell("")
+        print(f"{'right' if answer == label else 'WRONG'}  {path.name}: {answer or 'no digit found'}", flush=True)
+    print(f"one digit: {sum(one)} of {len(one)} read right, the usual way {sum(usual)}")
+    print(f"several digits: {sum(several)} of {len(several)} read right")
 
 
 def main():
