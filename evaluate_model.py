@@ -43,7 +43,7 @@ def evaluate_model(data="mnist", model=None):
         `confusion_matrix` (integers of shape (10, 10), true class by row).
 
     Raises:
-        InputError: bad data, no such model, a file that is none for these images.
+        InputError: bad data, no such model, or one that doesn't fit these images.
     """
     check_source(data)
     model = model_path(data, model)
@@ -100,7 +100,7 @@ def draw_mistakes(images, titles, note):
     return figure
 
 
-# Pictures of one's own
+# Pictures of your own
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -116,7 +116,7 @@ def read_pictures(pictures, data="mnist", model=None):
         A list of (path, float32 class probabilities of shape (digits, 10)) of the pictures read.
 
     Raises:
-        InputError: no such model, or a file that is none for these images.
+        InputError: no such model, or one that doesn't fit these images.
     """
     model = model_path(data, model)
     network = load_model(model, data)
@@ -207,7 +207,7 @@ def draw(data="mnist", model=None):
         data, model: as in `read_pictures()`.
 
     Raises:
-        InputError: no display, no such model, or a file that is none for these images.
+        InputError: no display, no such model, or one that doesn't fit these images.
     """
     if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         raise InputError("there is no display to draw on, or none that matplotlib can use")
@@ -219,29 +219,29 @@ def draw(data="mnist", model=None):
 def drawing_window(network, path):
     """Return a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
     with plt.rc_context({"toolbar": "None"}):
-        figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
+        figure, (paper, seen, bars) = plt.subplots(
+            1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained"
+        )
     figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
-    paper, seen, bars = axes
     strokes = []  # each a list of points (x, y), in pixels of the paper
     page = paper.imshow(draw_strokes(strokes))
     paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
 
-    def show(message=None):
+    def show(message=""):
         picture = draw_strokes(strokes)
         page.set_data(picture)
         seen.clear()
         bars.clear()
-        text = ""
         with contextlib.suppress(InputError):  # no digit found
             images, boxes, rows = find_digits(np.asarray(picture))
             probabilities = network(images, training=False).numpy()
-            text = describe(probabilities, rows)
+            message = message or describe(probabilities, rows)
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
             last = np.linalg.norm(centres - np.mean(strokes[-1], axis=0), axis=1).argmin()
             seen.imshow(images[last], cmap="gray", vmin=0, vmax=1)
             bars.barh(range(CLASSES), probabilities[last])
-        paper.set_title(message or text)
+        paper.set_title(message)
         seen.set(title="the digit drawn last,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
         bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
         figure.canvas.draw_idle()
@@ -253,15 +253,12 @@ def drawing_window(network, path):
     def obey(event):
         if event.key == "c":
             strokes.clear()
-            show()
         elif event.key == "z":
             del strokes[-1:]
-            show()
-        elif event.key == "s":
-            show(save_drawing(path, strokes))
+        show(save_drawing(path, strokes) if event.key == "s" else "")
 
     figure.canvas.mpl_connect("key_press_event", obey)
-    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": PEN * 0.8})  # pixels in points
+    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})  # about as wide
     show()
     return figure
 
@@ -301,7 +298,7 @@ def load_model(path, data="mnist"):
         raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
         check_sizes(path)
-        # A rehearsal without memory for weights: a file whose layers don't fit its weights ends here.
+        # Loaded first without room for weights: a file whose layers don't fit them fails here, cheaply.
         with keras.StatelessScope(initialize_variables=False):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
@@ -318,7 +315,7 @@ def load_model(path, data="mnist"):
 
 
 def check_sizes(path):
-    """Raise ValueError if an HDF5 file declares or names more weights than it holds, or 256 MiB.
+    """Raise ValueError if an HDF5 file declares more weights than its size, or 256 MiB, or names too many.
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """

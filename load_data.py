@@ -80,7 +80,7 @@ def check_source(source):
 
 def download_mnist():
     """Return MNIST's four uint8 arrays from Keras's cache, downloaded at the first call."""
-    from build_model import keras  # here, not above: other data and pictures need no TensorFlow
+    from build_model import keras  # not above: build_model imports this file, and the rest needs no TensorFlow
 
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # seconds; Keras sets none, and a silent host would hang us
@@ -128,9 +128,12 @@ def read_idx(folder, name, item_shape):
         raise InputError(f"{where}: truncated or corrupt ({error})") from error
     if magic != 0x800 + ndim:
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {0x800 + ndim:#010x}")
-    if tuple(shape[1:]) != item_shape or len(data) != size:
-        follow = "more" if len(data) > size else "fewer" if len(data) < size else "as many"
-        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}; {follow} bytes follow")
+    if tuple(shape[1:]) != item_shape:
+        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}")
+    if shape[0] > MAX_IMAGES:
+        raise InputError(f"{where}: more than {MAX_IMAGES} images")
+    if len(data) != size:
+        raise InputError(f"{where}: header says {shape}, {'more' if len(data) > size else 'fewer'} bytes follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -142,7 +145,7 @@ def read_npz(path):
             for name in ("x_train", "y_train", "x_test", "y_test"):
                 where = f"{path}: {name}"
                 member = archive.getinfo(f"{name}.npy")
-                # Of these two, zipfile never unpacks more than the size that a member declares.
+                # With these two methods, zipfile never unpacks more than the size that a member declares.
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError("packed by another method than NumPy's")
                 if member.file_size > MAX_IMAGES * math.prod(IMAGE_SHAPE):
@@ -161,7 +164,7 @@ def check_arrays(name, images, labels):
     elif labels.dtype.kind not in "iu" or labels.ndim != 1:
         problem = f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape (n,)"
     elif len(images) != len(labels) or not len(images):
-        problem = f"has {len(images)} images and {len(labels)} labels, expected as many, at least one"
+        problem = f"has {len(images)} images and {len(labels)} labels, expected equally many, at least one"
     elif labels.min() < 0 or labels.max() >= CLASSES:
         problem = f"labels are {labels.min()} to {labels.max()}, expected 0 to 9"
     else:
@@ -179,11 +182,11 @@ def one_hot(labels):
     return np.eye(CLASSES, dtype=np.float32)[labels]
 
 
-# Pictures of one's own. How find_digits() goes about it:
-# 1. Grey: the picture's colours along the line on which they differ most, so that ink is bright.
-# 2. Paper away: a morphological opening, wider than any stroke, leaves the paper; the rest is ink.
-# 3. Parts: connected components of strong ink, without ruled lines, and desks and frames at the border.
-# 4. Digits: parts that lie close above each other are one digit, small ones are specks.
+# Pictures of your own. How find_digits() goes about it:
+# 1. Grey: the colours are projected onto their first principal component.
+# 2. Ink: made bright, and the paper subtracted; that is a morphological opening wider than any stroke.
+# 3. Parts: connected components of strong ink, without ruled lines, desks and frames.
+# 4. Digits: parts that lie close above each other are one digit; small ones are specks.
 # 5. Rows and centre: in reading order, each is put into 28x28 pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # of a picture: one as large takes up to a second and 0.5 GB
 MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at down to an eighth of its size
@@ -194,7 +197,8 @@ def find_digits(picture, name="picture"):
     """Find all handwritten digits in a picture, and prepare them as MNIST's authors prepared theirs.
 
     Args:
-        picture: a file that Pillow can read, or uint8 pixels (height, width) or (height, width, 3 or 4).
+        picture: a file that Pillow can read (reduced to 1,000 pixels before digits are looked for), or
+            uint8 pixels (height, width) or (height, width, 3 or 4), taken as they are.
         name: what an error calls the picture if it is given as pixels.
 
     Returns:
@@ -205,18 +209,19 @@ def find_digits(picture, name="picture"):
         InputError: no such file, no picture, too large, or no digit in it.
     """
     if isinstance(picture, np.ndarray):
-        pixels, scale = np.asarray(Image.fromarray(picture).convert("RGBA")), 1
+        pixels, reduction = np.asarray(Image.fromarray(picture).convert("RGBA")), 1
     else:
-        name, (pixels, scale) = picture, load_picture(picture)
+        name = picture
+        pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
-    labels, numbers = find_parts(ink)
+    labels, numbers = join_strokes(*find_strokes(ink))
     if len(numbers) == 0:
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
     boxes = find_boxes(labels)[numbers - 1]
     rows = find_rows(boxes)
     order = np.lexsort((boxes[:, 0], rows))
     images = [center(thicken(cut_out(ink, labels, numbers[i], boxes[i]))) for i in order]
-    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * scale).astype(int), rows[order]
+    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows[order]
 
 
 def load_picture(path):
@@ -227,9 +232,9 @@ def load_picture(path):
         raise InputError(f"{path}: is a folder; name the pictures in it")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            baseline = image.format == "JPEG" and "progressive" not in image.info
+            baseline = image.format in ("JPEG", "MPO") and "progressive" not in image.info
             if image.width * image.height > (MOST_JPEG_PIXELS if baseline else MOST_PIXELS):
-                raise ValueError("too many megapixels; save it smaller")
+                raise ValueError("too many megapixels")
             length = max(image.size)
             image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG at a half to an eighth of its size
             image = ImageOps.exif_transpose(image)
@@ -240,14 +245,15 @@ def load_picture(path):
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
             return np.asarray(image.convert("RGBA")), length / max(image.size)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise InputError(f"{path}: not a picture that can be read ({error}); export it as JPEG or PNG") from error
+        advice = "export it as JPEG, of at most 20 megapixels"
+        raise InputError(f"{path}: not a picture that can be read ({error}); {advice}") from error
 
 
 def flatten(pixels):
-    """Return RGBA pixels as grey (height, width), along the colours that differ most."""
+    """Return RGBA pixels as grey (height, width): their colours' first principal component."""
     color, opacity = pixels[..., :3].astype(np.float32), pixels[..., 3:] / np.float32(255)
     shade = (color * opacity).mean() / (opacity.mean() + 1e-9)
-    paper = 255 * (shade < 128)  # a drawing on nothing gets paper unlike its ink
+    paper = 255.0 if shade < 128 else 0.0  # a drawing on nothing gets paper unlike its ink
     color = paper + (color - paper) * opacity
     axis = np.linalg.eigh(np.cov(color.reshape(-1, 3).T, bias=True))[1][:, -1]
     return color @ (axis * np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()).astype(np.float32)
@@ -256,18 +262,19 @@ def flatten(pixels):
 def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
-    # Ink is the rare extreme: bright ink makes the differences from the mean around skew upwards.
+    # Ink is the rare extreme: differences from the mean around it skew upwards if ink is bright.
     if sum(skew(grey - ndimage.uniform_filter(grey, max(5, side // n)), None) for n in (2, 4)) < 0:
         grey = 255 - grey
     grey = ndimage.gaussian_filter(grey, side / 600 if side > 100 else 0)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
     paper = ndimage.grey_opening(grey, (width, width))
-    ink = (grey - paper) * 450 / (450 - paper)  # in a shadow ink differs less from its paper
+    # In a shadow, which is bright here, ink differs less from its paper. 450 was tried out.
+    ink = (grey - paper) * 450 / (450 - paper)
     return ink - np.percentile(ink, 30)
 
 
-def find_parts(ink):
-    """Return labels, int (height, width), that are the same for the pixels of a digit; and the digits' labels."""
+def find_strokes(ink):
+    """Return the mask of ink that belongs to digits, (height, width), and the usual length of its parts."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = remove_lines(remove_lines(ink > 0.4 * level).T).T
     labels, count = ndimage.label(strong, np.ones((3, 3)))
@@ -278,27 +285,29 @@ def find_parts(ink):
     rim[1:-1, 1:-1] = 0
     border = ndimage.sum_labels(rim, labels, numbers)
     width, height = find_sizes(labels)
-    kept = strength > max(0.5 * level, 15)  # else it is the paper's own unevenness
-    kept &= border < 0.3 * (width + height)  # desks, frames and shadows run along the border
-    kept &= (width < 6 * height) | (width < ink.shape[1] / 2)  # a line across the picture
+    kept = strength > max(0.5 * level, 15)  # drops the paper's own unevenness
+    kept &= border < 0.3 * (width + height)  # drops desks, frames and shadows along the border
+    kept &= (width < 6 * height) | (width < ink.shape[1] / 2)  # drops a line across the picture
     inside = kept & (border == 0)
-    if area[inside].sum() > area[kept].sum() / 2:  # then what touches the border is something else
+    if area[inside].sum() > area[kept].sum() / 2:  # then drops whatever touches the border
         kept = inside
-    if not kept.any():
-        return labels, numbers[kept]
+    lengths = np.repeat(np.maximum(width, height)[kept], area[kept].astype(int))  # each pixel of ink votes
+    return np.isin(labels, numbers[kept]), np.median(lengths) if len(lengths) else 0
 
-    strokes = np.isin(labels, numbers[kept])
-    usual = np.median(np.repeat(np.maximum(width, height)[kept], area[kept].astype(int)))  # by pixels of ink
-    reach = 1 + 2 * int(0.15 * usual)  # as far as the bar of a 5 may lie from its belly
-    labels, count = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
+
+def join_strokes(strokes, usual):
+    """Return a label image, int (height, width), and the labels in it that are digits."""
+    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
+    reach = 1 + 2 * int(0.15 * usual)
+    labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
     labels *= strokes
     width, height = find_sizes(labels)
-    digits = (height > max(0.4 * usual, min(ink.shape) / 40)) & (width < 3 * height)
+    digits = (height > max(0.4 * usual, min(strokes.shape) / 40)) & (width < 3 * height)  # drops specks, dashes
     return labels, 1 + np.flatnonzero(digits)
 
 
 def remove_lines(strong):
-    """Return the mask without thin lines that run in from the left or the right, as on ruled paper."""
+    """Return the mask without ruled lines: thin, about horizontal, and reaching the left or right border."""
     width = strong.shape[1]
     mask = strong.astype(np.uint8)
     runs = ndimage.grey_opening(ndimage.maximum_filter(mask, 3), (1, int(0.15 * width) | 1))
@@ -306,7 +315,7 @@ def remove_lines(strong):
     left, _, right, _ = find_boxes(labels).T
     lines = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
     lines = ndimage.maximum_filter(np.isin(labels, 1 + np.flatnonzero(lines)), 3)
-    strokes = ndimage.grey_opening(mask, (1 + min(strong.shape) // 40, 1)) > 0  # that cross a line
+    strokes = ndimage.grey_opening(mask, (1 + min(strong.shape) // 40, 1)) > 0  # taller than a line is
     return strong & (strokes | ~lines)
 
 
@@ -323,7 +332,7 @@ def find_sizes(labels):
 
 
 def find_rows(boxes):
-    """Return the number of each box's row, int (n,): a row ends where no middle follows within half a digit."""
+    """Return the number of each box's row, int (n,): one starts where the next middle is half a digit lower."""
     middles = boxes[:, [1, 3]].mean(axis=1)
     height = np.median(boxes[:, 3] - boxes[:, 1])
     order = middles.argsort()
@@ -342,11 +351,11 @@ def cut_out(ink, labels, number, box):
 
 
 def thicken(ink):
-    """Return ink with strokes much thinner than MNIST's grown to a tenth of its length."""
+    """Return ink with strokes, if they are much thinner than MNIST's, grown to a tenth of its longer side."""
     large = np.pad(fit(ink, 100), 12)
     large = np.clip(large / np.median(large[large > large.max() / 3]), 0, 1)
-    contour = np.hypot(np.diff(large, axis=0)[:, 1:], np.diff(large, axis=1)[1:]).sum()
-    lacking = 5 - large.sum() / contour  # half a stroke's width is its area by its contour
+    perimeter = np.hypot(np.diff(large, axis=0)[:, 1:], np.diff(large, axis=1)[1:]).sum()  # sum of the gradient
+    lacking = 5 - large.sum() / perimeter  # area / perimeter is half a stroke's width; 5 is wanted
     if lacking < 1 or max(ink.shape) < 40:
         return ink
     disk = np.hypot(*np.mgrid[-5:6, -5:6]) <= lacking + 0.3
@@ -409,9 +418,9 @@ def one_line(error):
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hold back the lines that TensorFlow prints on its start, which no setting of its own hides.
+    """Hold back what TensorFlow prints on its start, straight to stderr: no setting hides all of it.
 
-    They are shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, turns this off.
+    It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, turns this off.
     """
     if sys.stderr is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield

@@ -55,7 +55,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         model: path ending in .h5; default: the data's name and `_classification_model.h5`, in
             the current folder. It appears whole or not at all.
         augment: whether to distort half of the training images, at random.
-        callbacks: more Keras callbacks, such as `keras.callbacks.EarlyStopping`.
+        callbacks: more Keras callbacks, such as `keras.callbacks.CSVLogger`.
 
     Returns:
         Keras's `History`; its `history` holds loss, accuracy, val_loss and val_accuracy
@@ -69,15 +69,15 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, 0, 2**32 - 1)
     model = model_path(data, model)
-    create_temporary(model).unlink()  # a folder that can't be written is better known now
+    create_temporary(model).unlink()  # a folder that can't be written should fail now, not after training
 
     X_train, y_train, X_test, y_test = load_data(data)
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(int(seed))
     network = build_model()
     steps = math.ceil(len(X_train) / batch_size)
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
-    precision = keras.callbacks.LambdaCallback(
+    precision = keras.callbacks.LambdaCallback(  # each epoch's training is followed by a test
         on_epoch_begin=lambda epoch, logs: compute_in("mixed_bfloat16" if BFLOAT16 else "float32", network),
         on_test_begin=lambda logs: compute_in("float32", network),  # as evaluate_model.py has it
     )
@@ -108,7 +108,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
 def check_integer(name, value, least, most=math.inf):
     """Raise InputError unless `value` is an integer in the range."""
     if not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        limits = f"from {least}" if most == math.inf else f"from {least} to {most}"
+        limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise InputError(f"{name} must be a whole number {limits}, not {value}")
 
 
@@ -161,7 +161,8 @@ def batches(X, y, batch_size, seed=None, augment=False):
     indices = tf.data.Dataset.range(len(X))
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    # Two seeds for each batch, new ones in each epoch, for `distort`.
+    pairs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def gather(index, pair):
         # NumPy takes the images out of X; with X as a tensor, they would lie in memory twice.
@@ -172,7 +173,7 @@ def batches(X, y, batch_size, seed=None, augment=False):
             images = tf.concat([distort(images[:count], pair), images[count:]], axis=0)
         return images, tf.gather(y, index)
 
-    dataset = tf.data.Dataset.zip(indices.batch(batch_size), seeds).map(gather).prefetch(2)
+    dataset = tf.data.Dataset.zip(indices.batch(batch_size), pairs).map(gather).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread would stall the end of every epoch for seconds
     return dataset.with_options(options)
@@ -237,15 +238,15 @@ def clear_leftovers(path):
 
 def save_network(network, path):
     """Write the network and its optimizer to the .h5 file `path`. Raises OSError when the disk is full."""
-    # HDF5 can crash Python on a full disk, so ask for the space first: 4 bytes for each weight
-    # and for Adam's two moments of it, and as much again for what describes them.
+    # HDF5 can crash Python on a full disk, so try first whether there is space: 4 bytes for each
+    # weight and for Adam's two moments of it, and as much again for what describes them.
     path.write_bytes(bytes(24 * network.count_params() + 2**18))
-    logging.getLogger("absl").addFilter(is_no_legacy_warning)
+    logging.getLogger("absl").addFilter(is_not_legacy_warning)
     network.save(path)
 
 
-def is_no_legacy_warning(record):
-    """Drop Keras's advice not to use .h5: the README names that format."""
+def is_not_legacy_warning(record):
+    """Return False for Keras's advice not to use .h5: the README names that format."""
     return "HDF5 file" not in record.getMessage()
 
 

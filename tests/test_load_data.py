@@ -107,7 +107,7 @@ def test_digits_and_pictures_need_no_tensorflow(tmp_path):
         (r"test images are .*\(20, 32, 32, 3\), expected", {"x_test": np.zeros((20, 32, 32, 3), np.uint8)}),
         ("test images are float32 .*expected uint8", {"x_test": np.zeros((20, 28, 28), np.float32)}),
         ("test images are uint16 .*expected uint8", {"x_test": np.zeros((20, 28, 28), np.uint16)}),
-        ("test has 19 images and 20 labels, expected as many", {"x_test": np.zeros((19, 28, 28), np.uint8)}),
+        ("test has 19 images and 20 labels, expected equally many", {"x_test": np.zeros((19, 28, 28), np.uint8)}),
         ("train has 0 images and 0 labels", {"x_train": NO_IMAGES, "y_train": NO_IMAGES[:, 0, 0]}),
         ("test has 0 images and 0 labels", {"x_test": NO_IMAGES, "y_test": NO_IMAGES[:, 0, 0]}),
         (r"train labels are uint8 of shape \(\), expected", {"y_train": np.uint8(3)}),

@@ -146,7 +146,7 @@ def test_what_cant_be_parsed_gets_the_usage_and_status_2(name, args, words, end_
     [
         ("load_data", ["--data", "fashion"], "fashion: no such file or folder"),
         ("train_model", ["--data", "fashion"], "fashion: no such file or folder"),
-        ("train_model", ["--data", "digits", "--epochs", "0"], "epochs must be a whole number from 1, not 0"),
+        ("train_model", ["--data", "digits", "--epochs", "0"], "epochs must be a whole number of at least 1, not 0"),
         ("evaluate_model", ["--data", "digits", "--model", "a"], "the model's name must end in .h5, not a"),
         ("evaluate_model", ["--data", "digits"], "digits_classification_model.h5: no such model"),
     ],

@@ -109,10 +109,10 @@ def test_default_model_is_named_after_the_data(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"epochs": 0}, "epochs must be a whole number from 1, not 0"),
-        ({"epochs": 1.5}, "epochs must be a whole number from 1, not 1.5"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, not 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 1, not 1.5"),
         ({"epochs": "3"}, "epochs must be a whole number"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"batch_size": math.nan}, "batch_size must be a whole number"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
         ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295, not 4294967296"),
