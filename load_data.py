@@ -133,7 +133,7 @@ def read_idx(folder, name, item_shape):
     if shape[0] > MAX_IMAGES:
         raise InputError(f"{where}: more than {MAX_IMAGES} images")
     if len(data) != size:
-        raise InputError(f"{where}: header says {shape}, {'more' if len(data) > size else 'fewer'} bytes follow")
+        raise InputError(f"{where}: header says {shape}; {'more' if len(data) > size else 'fewer'} bytes follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
