@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 import evaluate_model
-from load_data import InputError, find_digits, load_data
+from load_data import InputError, find_digits, find_rows, load_data
 from train_model import train_model
 
 
@@ -204,6 +204,23 @@ def test_a_slanted_row_is_one_row(find):
     _, boxes, rows = find(page(*places))
     assert rows.tolist() == [0] * 6 + [1] * 6
     assert (np.diff(boxes[:6, 0]) > 0).all() and (np.diff(boxes[6:, 0]) > 0).all()
+
+
+def test_rows_are_told_apart_in_whatever_order_the_boxes_come():
+    boxes = np.array([(40, 200, 60, 280), (0, 10, 20, 80), (90, 190, 120, 270), (30, 0, 60, 90)])
+    assert find_rows(boxes).tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "digits, box",
+    [(ROWS, (1000, 600, 1020, 900)), (ROWS[:1], (200, 700, 900, 708)), (ROWS, (600, 300, 800, 350))],
+    ids=["strip at the border", "line", "bar"],
+)
+def test_what_else_lies_on_a_page_is_no_digit(digits, box, find):
+    image = page(*digits)
+    ImageDraw.Draw(image).rectangle(box, fill=0)
+    found, alone = find(image)[1], find(page(*digits))[1]
+    assert found.shape == alone.shape and np.abs(found - alone).max() <= 2
 
 
 def test_specks_and_dashes_are_no_digits(find):
