@@ -212,50 +212,46 @@ def draw(data="mnist", model=None):
     if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         raise InputError("there is no display to draw on, or none that matplotlib can use")
     model = model_path(data, model)
-    drawing_window(load_model(model, data), model.with_name(f"{model.stem}_drawing.png"))
+    network = load_model(model, data)
+    with plt.rc_context({"toolbar": "None"}):
+        drawing_window(network, model.with_name(f"{model.stem}_drawing.png"))
     plt.show()
 
 
 def drawing_window(network, path):
     """Return a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
-    with plt.rc_context({"toolbar": "None"}):
-        figure, (paper, seen, bars) = plt.subplots(
-            1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained"
-        )
+    figure, (paper, seen, bars) = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
-    strokes = []  # each a list of points (x, y), in pixels of the paper
-    page = paper.imshow(draw_strokes(strokes))
+    drawings = [Image.new("RGB", PAPER, "white")]  # one more after every stroke
+    page = paper.imshow(drawings[0])
     paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
 
     def show(message=""):
-        picture = draw_strokes(strokes)
-        page.set_data(picture)
+        page.set_data(drawings[-1])
         seen.clear()
         bars.clear()
         with contextlib.suppress(InputError):  # no digit found
-            images, boxes, rows = find_digits(np.asarray(picture))
+            images, _, rows = find_digits(np.asarray(drawings[-1]))
             probabilities = network(images, training=False).numpy()
             message = message or describe(probabilities, rows)
-            centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            last = np.linalg.norm(centres - np.mean(strokes[-1], axis=0), axis=1).argmin()
-            seen.imshow(images[last], cmap="gray", vmin=0, vmax=1)
-            bars.barh(range(CLASSES), probabilities[last])
+            seen.imshow(images[-1], cmap="gray", vmin=0, vmax=1)
+            bars.barh(range(CLASSES), probabilities[-1])
         paper.set_title(message)
-        seen.set(title="the digit drawn last,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
+        seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
         bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
         figure.canvas.draw_idle()
 
     def add(stroke):
-        strokes.append(stroke)
+        drawings.append(draw_stroke(drawings[-1], stroke))
         show()
 
     def obey(event):
         if event.key == "c":
-            strokes.clear()
-        elif event.key == "z":
-            del strokes[-1:]
-        show(save_drawing(path, strokes) if event.key == "s" else "")
+            del drawings[1:]
+        elif event.key == "z" and len(drawings) > 1:
+            drawings.pop()
+        show(save_drawing(drawings[-1], path) if event.key == "s" else "")
 
     figure.canvas.mpl_connect("key_press_event", obey)
     figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})  # about as wide
@@ -263,22 +259,21 @@ def drawing_window(network, path):
     return figure
 
 
-def draw_strokes(strokes):
-    """Return the paper as a PIL image, with black strokes on white."""
-    picture = Image.new("RGB", PAPER, "white")
-    canvas = ImageDraw.Draw(picture)
-    for stroke in strokes:
-        canvas.line(stroke, fill="black", width=PEN)
-        for x, y in stroke:  # round joints and ends, and a dot where nothing was moved
-            canvas.circle((x, y), PEN / 2, fill="black")
-    return picture
+def draw_stroke(drawing, points):
+    """Return a copy of the drawing, a PIL image, with one more black stroke along `points` (x, y)."""
+    drawing = drawing.copy()
+    canvas = ImageDraw.Draw(drawing)
+    canvas.line(points, fill="black", width=PEN)
+    for point in points:  # round joints and ends, and a dot where nothing was moved
+        canvas.circle(point, PEN / 2, fill="black")
+    return drawing
 
 
-def save_drawing(path, strokes):
-    """Save the paper as a PNG file; return how that went, in a line."""
+def save_drawing(drawing, path):
+    """Save the drawing as a PNG file; return how that went, in a line."""
     try:
         with whole_file(path) as temporary:
-            draw_strokes(strokes).save(temporary)
+            drawing.save(temporary)
     except InputError as error:
         return one_line(error)
     return f"Saved {path}"

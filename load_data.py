@@ -185,8 +185,8 @@ def one_hot(labels):
 # Pictures of your own. How find_digits() goes about it:
 # 1. Grey: the colours are projected onto their first principal component.
 # 2. Ink: made bright, and the paper subtracted; that is a morphological opening wider than any stroke.
-# 3. Parts: connected components of strong ink, without ruled lines, desks and frames.
-# 4. Digits: parts that lie close above each other are one digit; small ones are specks.
+# 3. Strokes: connected components of strong ink, without ruled lines and what lies at the border.
+# 4. Digits: strokes that lie close above each other are one digit; small ones are specks.
 # 5. Rows and centre: in reading order, each is put into 28x28 pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # of a picture: one as large takes up to a second and 0.5 GB
 MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at down to an eighth of its size
@@ -226,10 +226,8 @@ def find_digits(picture, name="picture"):
 
 def load_picture(path):
     """Return a picture file as uint8 RGBA (height, width, 4), upright, and how many times it was longer."""
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file")
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder; name the pictures in it")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: {'is a folder; name the pictures in it' if os.path.isdir(path) else 'no such file'}")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             baseline = image.format in ("JPEG", "MPO") and "progressive" not in image.info
@@ -263,47 +261,35 @@ def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
     # Ink is the rare extreme: differences from the mean around it skew upwards if ink is bright.
-    if sum(skew(grey - ndimage.uniform_filter(grey, max(5, side // n)), None) for n in (2, 4)) < 0:
+    means = [ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4)]
+    if sum(skew(grey - mean, axis=None) for mean in means) < 0:
         grey = 255 - grey
     grey = ndimage.gaussian_filter(grey, side / 600 if side > 100 else 0)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
-    paper = ndimage.grey_opening(grey, (width, width))
+    # Padded, so that a desk or a shadow at the border is as wide, too.
+    paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
     # In a shadow, which is bright here, ink differs less from its paper. 450 was tried out.
     ink = (grey - paper) * 450 / (450 - paper)
     return ink - np.percentile(ink, 30)
 
 
 def find_strokes(ink):
-    """Return the mask of ink that belongs to digits, (height, width), and the usual length of its parts."""
+    """Return the mask of the ink that belongs to digits, (height, width), and the usual length of a stroke."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = remove_lines(remove_lines(ink > 0.4 * level).T).T
     labels, count = ndimage.label(strong, np.ones((3, 3)))
     numbers = np.arange(1, count + 1)
-    area = ndimage.sum_labels(strong, labels, numbers)
-    strength = ndimage.mean(ink, labels, numbers)
-    rim = np.ones(ink.shape)
-    rim[1:-1, 1:-1] = 0
-    border = ndimage.sum_labels(rim, labels, numbers)
-    width, height = find_sizes(labels)
-    kept = strength > max(0.5 * level, 15)  # drops the paper's own unevenness
-    kept &= border < 0.3 * (width + height)  # drops desks, frames and shadows along the border
+    area = np.bincount(labels.ravel())[1:]
+    boxes = find_boxes(labels)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    kept = ndimage.mean(ink, labels, numbers) > max(0.55 * level, 15)  # drops the paper's own unevenness
     kept &= (width < 6 * height) | (width < ink.shape[1] / 2)  # drops a line across the picture
-    inside = kept & (border == 0)
-    if area[inside].sum() > area[kept].sum() / 2:  # then drops whatever touches the border
+    to_border = np.minimum(boxes[:, :2], ink.shape[::-1] - boxes[:, 2:]).min(axis=1)
+    inside = kept & (to_border > 2)
+    if area[inside].sum() > area[kept].sum() / 4:  # drops frames and desks, unless the digits are at the border
         kept = inside
-    lengths = np.repeat(np.maximum(width, height)[kept], area[kept].astype(int))  # each pixel of ink votes
+    lengths = np.repeat(np.maximum(width, height)[kept], area[kept])  # each pixel of ink votes
     return np.isin(labels, numbers[kept]), np.median(lengths) if len(lengths) else 0
-
-
-def join_strokes(strokes, usual):
-    """Return a label image, int (height, width), and the labels in it that are digits."""
-    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
-    reach = 1 + 2 * int(0.15 * usual)
-    labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
-    labels *= strokes
-    width, height = find_sizes(labels)
-    digits = (height > max(0.4 * usual, min(strokes.shape) / 40)) & (width < 3 * height)  # drops specks, dashes
-    return labels, 1 + np.flatnonzero(digits)
 
 
 def remove_lines(strong):
@@ -325,10 +311,16 @@ def find_boxes(labels):
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
 
 
-def find_sizes(labels):
-    """Return the widths and the heights of labelled parts, int (2, n)."""
+def join_strokes(strokes, usual):
+    """Return a label image, int (height, width), and the labels in it that are digits."""
+    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
+    reach = 1 + 2 * int(0.15 * usual)
+    labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
+    labels *= strokes
     boxes = find_boxes(labels)
-    return (boxes[:, 2:] - boxes[:, :2]).T
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    tall = height > max(0.4 * usual, min(strokes.shape) / 40, 3)  # no specks
+    return labels, 1 + np.flatnonzero(tall & (width < 3 * height))  # no dashes
 
 
 def find_rows(boxes):
@@ -345,21 +337,20 @@ def cut_out(ink, labels, number, box):
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
-    ink, labels = ink[around], labels[around]
-    own = ndimage.maximum_filter(labels == number, 2 * margin - 1) & np.isin(labels, (0, number))
-    return np.clip(ink / np.percentile(ink[labels == number], 85), 0, 1) * own
+    ink, strokes = ink[around], labels[around] == number
+    strength = np.percentile(ink[strokes], 85)
+    return np.clip(ink / strength, 0, 1) * ndimage.maximum_filter(strokes, 2 * margin - 1)
 
 
 def thicken(ink):
-    """Return ink with strokes, if they are much thinner than MNIST's, grown to a tenth of its longer side."""
-    large = np.pad(fit(ink, 100), 12)
-    large = np.clip(large / np.median(large[large > large.max() / 3]), 0, 1)
-    perimeter = np.hypot(np.diff(large, axis=0)[:, 1:], np.diff(large, axis=1)[1:]).sum()  # sum of the gradient
-    lacking = 5 - large.sum() / perimeter  # area / perimeter is half a stroke's width; 5 is wanted
-    if lacking < 1 or max(ink.shape) < 40:
-        return ink
-    disk = np.hypot(*np.mgrid[-5:6, -5:6]) <= lacking + 0.3
-    return ndimage.maximum_filter(large, footprint=disk)
+    """Return ink with its strokes grown to a tenth of its longer side, as wide as MNIST's, if they are thinner."""
+    wanted = 0.05 * max(ink.shape)  # half of a stroke's width, in pixels
+    ink = np.pad(ink, int(wanted))
+    strokes = ink > 0.5
+    # Across a stroke the distance to its edge rises to half of the width: on average, to half of that.
+    half = 2 * ndimage.distance_transform_edt(strokes)[strokes].mean() - 0.5
+    grown = wanted - half + 0.5 - ndimage.distance_transform_edt(~strokes)
+    return np.maximum(ink, np.clip(grown, 0, 1))
 
 
 def fit(ink, length):
@@ -420,12 +411,11 @@ def one_line(error):
 def quiet_start():
     """Hold back what TensorFlow prints on its start, straight to stderr: no setting hides all of it.
 
-    It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, turns this off.
+    It is shown if the start fails. Another TF_CPP_MIN_LOG_LEVEL than 2 (errors only) turns this off.
     """
-    if sys.stderr is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if sys.stderr is None or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "2":
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only; TensorFlow reads it once, on its start
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held_back:
         os.dup2(held_back.fileno(), 2)
@@ -438,7 +428,6 @@ def quiet_start():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
 
 def main():

@@ -260,7 +260,7 @@ def shape(digit, x, y):
     turn = np.linspace(0, 2 * np.pi, 20)
     points = {
         7: [(0, 0), (110, 0), (50, 200)],
-        1: [(20, 0), (15, 210)],
+        1: [(10, 0), (25, 210)],
         0: np.stack([60 + 60 * np.cos(turn), 100 + 100 * np.sin(turn)], axis=1),
     }
     return [(x + float(across), y + float(down)) for across, down in points[digit]]
@@ -453,15 +453,15 @@ def test_a_drawn_digit_is_read_as_a_picture_is(digit, window):
 
 
 def test_digits_beside_each_other_undo_and_clear(window):
-    window.stroke(*shape(0, 320, 80))
-    zero = window.text(), window.probabilities()
     window.stroke(*shape(7, 60, 80))
+    seven = window.text(), window.probabilities()
+    window.stroke(*shape(0, 320, 80))
     assert window.text().startswith("70 (least sure: ")
-    assert np.argmax(window.probabilities()) == 7, "the one drawn last"
+    assert np.argmax(window.probabilities()) == 0, "the last one's"
     window.key("z")
-    assert (window.text(), window.probabilities()) == zero
-    window.stroke(*shape(1, 100, 80))
-    assert window.text().startswith("10 (least sure: ")
+    assert (window.text(), window.probabilities()) == seven
+    window.stroke(*shape(1, 320, 80))
+    assert window.text().startswith("71 (least sure: ")
     window.key("c")
     assert (window.text(), window.probabilities()) == ("", []) and not window.seen.images
     window.key("z")  # nothing to take back
@@ -536,20 +536,18 @@ def test_matplotlibs_own_keys_and_tools_are_off(window, monkeypatch):
     assert plt.fignum_exists(window.figure.number) and window.text() == text
     assert (window.paper.get_xscale(), window.paper.get_yscale()) == ("linear", "linear")
     assert all(word in window.paper.get_xlabel() for word in ("c: clear", "z: take", "s: save")), "its own are named"
-    toolbars, real = [], plt.subplots
-    monkeypatch.setattr(
-        plt, "subplots", lambda *args, **kw: toolbars.append(plt.rcParams["toolbar"]) or real(*args, **kw)
-    )
-    drawing_window(None, None)
-    assert toolbars == ["None"] != [plt.rcParams["toolbar"]]
 
 
 def test_draw_opens_the_window_and_ends_when_it_is_closed(here, monkeypatch, end_of):
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
-    shown = []
+    shown, toolbars, real = [], [], plt.subplots
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    monkeypatch.setattr(
+        plt, "subplots", lambda *args, **kw: toolbars.append(plt.rcParams["toolbar"]) or real(*args, **kw)
+    )
     assert end_of(module, "--draw", "--model", "m.h5") == (0, "", "")
     assert [len(numbers) for numbers in shown] == [1]
+    assert toolbars == ["None"] != [plt.rcParams["toolbar"]], "matplotlib's tools are off in this window only"
 
 
 def test_draw_takes_no_pictures_and_needs_a_display_before_a_model(here, monkeypatch, end_of):
