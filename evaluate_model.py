@@ -314,15 +314,15 @@ def check_sizes(path):
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """
-    sizes, names = [], []
+    sizes, named = [], []
 
     def visit(_, item):
         sizes.append(getattr(item, "nbytes", 0))
-        names.extend(name for key, value in item.attrs.items() if "_names" in key for name in np.ravel(value))
+        named.append(sum(np.size(value) for key, value in item.attrs.items() if "_names" in key))
 
     with h5py.File(path) as file:
         file.visititems(visit)
-    if sum(sizes) > min(os.path.getsize(path), 2**28) or len(names) > len(sizes):
+    if sum(sizes) > min(os.path.getsize(path), 2**28) or sum(named) > len(sizes):
         raise ValueError("it declares more weights than it holds, or more than 256 MiB")
 
 

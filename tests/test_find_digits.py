@@ -213,8 +213,13 @@ def test_rows_are_told_apart_in_whatever_order_the_boxes_come():
 
 @pytest.mark.parametrize(
     "digits, box",
-    [(ROWS, (1000, 780, 1040, 900)), (ROWS[:1], (200, 700, 900, 708)), (ROWS, (600, 300, 780, 356))],
-    ids=["strip at the border", "line", "flat frame"],
+    [
+        (ROWS, (1000, 780, 1040, 900)),
+        (ROWS, (1000, 780, 1040, 897)),
+        (ROWS[:1], (200, 700, 900, 708)),
+        (ROWS, (600, 300, 780, 356)),
+    ],
+    ids=["strip at the border", "strip 2 pixels from it", "line", "flat frame"],
 )
 def test_what_else_lies_on_a_page_is_no_digit(digits, box, find):
     image = page(*digits)
