@@ -201,7 +201,7 @@ def draw(data="mnist", model=None):
     """Open a window to draw digits in; it shows what a trained model reads.
 
     Its keys: `c` clears the paper, `z` takes the last stroke back, `s` saves the drawing beside
-    the model. In a notebook it takes an interactive backend, such as `%matplotlib widget`.
+    the model. In a notebook it needs an interactive backend, such as `%matplotlib widget`.
 
     Args:
         data, model: as in `read_pictures()`.
@@ -223,7 +223,7 @@ def drawing_window(network, path):
     figure, (paper, seen, bars) = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
-    drawings = [Image.new("RGB", PAPER, "white")]  # one more after every stroke
+    drawings = [Image.new("RGB", PAPER, "white")]  # and what it is after every stroke
     page = paper.imshow(drawings[0])
     paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
 
@@ -231,13 +231,13 @@ def drawing_window(network, path):
         page.set_data(drawings[-1])
         seen.clear()
         bars.clear()
-        with contextlib.suppress(InputError):  # no digit found
+        with contextlib.suppress(InputError):  # no digit there yet
             images, _, rows = find_digits(np.asarray(drawings[-1]))
             probabilities = network(images, training=False).numpy()
             message = message or describe(probabilities, rows)
             seen.imshow(images[-1], cmap="gray", vmin=0, vmax=1)
             bars.barh(range(CLASSES), probabilities[-1])
-        paper.set_title(message)
+        paper.set_title(printable(message), parse_math=False)
         seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
         bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
         figure.canvas.draw_idle()
@@ -247,14 +247,17 @@ def drawing_window(network, path):
         show()
 
     def obey(event):
+        message = ""
         if event.key == "c":
             del drawings[1:]
         elif event.key == "z" and len(drawings) > 1:
             drawings.pop()
-        show(save_drawing(drawings[-1], path) if event.key == "s" else "")
+        elif event.key == "s":
+            message = save_drawing(drawings[-1], path)
+        show(message)
 
     figure.canvas.mpl_connect("key_press_event", obey)
-    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})  # about as wide
+    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})  # points, about as wide
     show()
     return figure
 
@@ -264,7 +267,7 @@ def draw_stroke(drawing, points):
     drawing = drawing.copy()
     canvas = ImageDraw.Draw(drawing)
     canvas.line(points, fill="black", width=PEN)
-    for point in points:  # round joints and ends, and a dot where nothing was moved
+    for point in points:  # round joints and ends, and a dot for a click
         canvas.circle(point, PEN / 2, fill="black")
     return drawing
 
@@ -293,7 +296,7 @@ def load_model(path, data="mnist"):
         raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
         check_sizes(path)
-        # Loaded first without room for weights: a file whose layers don't fit them fails here, cheaply.
+        # First without room for weights: a file whose layers don't fit its weights fails here, cheaply.
         with keras.StatelessScope(initialize_variables=False):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
@@ -310,7 +313,7 @@ def load_model(path, data="mnist"):
 
 
 def check_sizes(path):
-    """Raise ValueError if an HDF5 file declares more weights than its size, or 256 MiB, or names too many.
+    """Raise ValueError if an HDF5 file declares more bytes than it has, or than 256 MiB, or names too many items.
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """
@@ -327,7 +330,7 @@ def check_sizes(path):
 
 
 def predict(network, images, model, verbose=0):
-    """Return class probabilities (n, 10). Raises InputError if what the network puts out are none."""
+    """Return class probabilities (n, 10). Raises InputError if the outputs aren't probabilities."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError(f"{model}: its outputs are no probabilities (NaN, negative or not summing to 1)")

@@ -95,7 +95,7 @@ def download_mnist():
 
 
 def enlarge_digits():
-    """Return scikit-learn's 8x8 digits in MNIST's form, split once and for all."""
+    """Return scikit-learn's 8x8 digits in MNIST's form, always split the same way."""
     digits = load_digits()
     images = np.array([np.uint8(255 * center(image / 16)) for image in digits.images])
     x_train, x_test, y_train, y_test = train_test_split(
@@ -184,12 +184,12 @@ def one_hot(labels):
 
 # Pictures of your own. How find_digits() goes about it:
 # 1. Grey: the colours are projected onto their first principal component.
-# 2. Ink: made bright, and the paper subtracted; that is a morphological opening wider than any stroke.
+# 2. Ink: made bright; the paper, a morphological opening wider than any stroke, is subtracted.
 # 3. Strokes: connected components of strong ink, without ruled lines and what lies at the border.
-# 4. Digits: strokes that lie close above each other are one digit; small ones are specks.
+# 4. Digits: strokes close above one another form one digit; specks are dropped.
 # 5. Rows and centre: in reading order, each is put into 28x28 pixels as MNIST's authors put theirs.
-MOST_PIXELS = 20_000_000  # of a picture: one as large takes up to a second and 0.5 GB
-MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at down to an eighth of its size
+MOST_PIXELS = 20_000_000  # larger pictures are refused: this many take up to a second and 0.5 GB
+MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at as little as an eighth of its size, unless it is progressive
 LONGEST = 1000  # pixels of a picture's longer side, in which digits are looked for
 
 
@@ -203,7 +203,7 @@ def find_digits(picture, name="picture"):
 
     Returns:
         `images, boxes, rows`, in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink);
-        the digits' left, top, right and bottom in pixels, int (n, 4); the rows' numbers, int (n,).
+        the digits' left, top, right and bottom in the picture's pixels, int (n, 4); the rows' numbers, int (n,).
 
     Raises:
         InputError: no such file, no picture, too large, or no digit in it.
@@ -214,10 +214,9 @@ def find_digits(picture, name="picture"):
         name = picture
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
-    labels, numbers = join_strokes(*find_strokes(ink))
+    labels, numbers, boxes = join_strokes(*find_strokes(ink))
     if len(numbers) == 0:
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
-    boxes = find_boxes(labels)[numbers - 1]
     rows = find_rows(boxes)
     order = np.lexsort((boxes[:, 0], rows))
     images = [center(thicken(cut_out(ink, labels, numbers[i], boxes[i]))) for i in order]
@@ -225,7 +224,7 @@ def find_digits(picture, name="picture"):
 
 
 def load_picture(path):
-    """Return a picture file as uint8 RGBA (height, width, 4), upright, and how many times it was longer."""
+    """Return a picture file as uint8 RGBA (height, width, 4), upright, and the factor by which it was reduced."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: {'is a folder; name the pictures in it' if os.path.isdir(path) else 'no such file'}")
     try:
@@ -251,7 +250,7 @@ def flatten(pixels):
     """Return RGBA pixels as grey (height, width): their colours' first principal component."""
     color, opacity = pixels[..., :3].astype(np.float32), pixels[..., 3:] / np.float32(255)
     shade = (color * opacity).mean() / (opacity.mean() + 1e-9)
-    paper = 255.0 if shade < 128 else 0.0  # a drawing on nothing gets paper unlike its ink
+    paper = 255.0 if shade < 128 else 0.0  # what is transparent becomes paper unlike the ink
     color = paper + (color - paper) * opacity
     axis = np.linalg.eigh(np.cov(color.reshape(-1, 3).T, bias=True))[1][:, -1]
     return color @ (axis * np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()).astype(np.float32)
@@ -266,9 +265,9 @@ def remove_paper(grey):
         grey = 255 - grey
     grey = ndimage.gaussian_filter(grey, side / 600 if side > 100 else 0)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
-    # Padded, so that a desk or a shadow at the border is as wide, too.
+    # Padded, so that a desk or a shadow at the border is as wide as paper, too.
     paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
-    # In a shadow, which is bright here, ink differs less from its paper. 450 was tried out.
+    # Where the paper is bright here, it lay in a shadow, and its ink is weaker. 450 was tried out.
     ink = (grey - paper) * 450 / (450 - paper)
     return ink - np.percentile(ink, 30)
 
@@ -311,16 +310,17 @@ def find_boxes(labels):
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
 
 
-def join_strokes(strokes, usual):
-    """Return a label image, int (height, width), and the labels in it that are digits."""
+def join_strokes(strokes, usual_length):
+    """Return a label image, int (height, width), the labels in it that are digits, and their boxes."""
     # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
-    reach = 1 + 2 * int(0.15 * usual)
+    reach = 1 + 2 * int(0.15 * usual_length)
     labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
     labels *= strokes
     boxes = find_boxes(labels)
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    tall = height > max(0.4 * usual, min(strokes.shape) / 40, 3)  # no specks
-    return labels, 1 + np.flatnonzero(tall & (width < 3 * height))  # no dashes
+    tall = height > max(0.4 * usual_length, min(strokes.shape) / 40, 3)  # no specks
+    digits = np.flatnonzero(tall & (width < 3 * height))  # no dashes
+    return labels, digits + 1, boxes[digits]
 
 
 def find_rows(boxes):
@@ -333,7 +333,7 @@ def find_rows(boxes):
 
 
 def cut_out(ink, labels, number, box):
-    """Return the ink of one digit, and a little around it, from 0 to 1."""
+    """Return the ink of one digit, and its faint edge, from 0 to 1."""
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -347,14 +347,13 @@ def thicken(ink):
     wanted = 0.05 * max(ink.shape)  # half of a stroke's width, in pixels
     ink = np.pad(ink, int(wanted))
     strokes = ink > 0.5
-    # Across a stroke the distance to its edge rises to half of the width: on average, to half of that.
-    half = 2 * ndimage.distance_transform_edt(strokes)[strokes].mean() - 0.5
-    grown = wanted - half + 0.5 - ndimage.distance_transform_edt(~strokes)
-    return np.maximum(ink, np.clip(grown, 0, 1))
+    # The mean distance to a stroke's edge is a quarter of its width; 1 makes up for whole pixels.
+    lacking = wanted - 2 * ndimage.distance_transform_edt(strokes)[strokes].mean() + 1
+    return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
 
 
 def fit(ink, length):
-    """Return ink cropped to its box and scaled, anti-aliased, to `length` pixels."""
+    """Return ink cropped to its box and scaled, anti-aliased, so that its longer side is `length`."""
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
     height, width = (max(1, round(n * length / max(ink.shape))) for n in ink.shape)
@@ -409,9 +408,9 @@ def one_line(error):
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hold back what TensorFlow prints on its start, straight to stderr: no setting hides all of it.
+    """Hold back what TensorFlow writes straight to stderr on its start: no setting hides all of it.
 
-    It is shown if the start fails. Another TF_CPP_MIN_LOG_LEVEL than 2 (errors only) turns this off.
+    It is shown if the start fails. Any TF_CPP_MIN_LOG_LEVEL but 2 (errors only) turns this off.
     """
     if sys.stderr is None or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "2":
         yield
