@@ -488,6 +488,13 @@ def test_a_drawing_that_cant_be_saved_is_said_in_the_window(window, here):
     assert "m_drawing.png: can't be written" in window.text()
 
 
+def test_a_name_with_dollars_is_no_formula(here):
+    window = Window(load_model(here / "m.h5"), here / "$a^$.png")
+    window.key("s")
+    window.figure.canvas.draw()
+    assert window.text().endswith("$a^$.png")
+
+
 def test_a_click_without_a_movement_is_a_dot(window):
     window.stroke((240, 180))
     ys, xs = np.nonzero(window.picture()[..., 0] < 128)
