@@ -313,7 +313,7 @@ def load_model(path, data="mnist"):
 
 
 def check_sizes(path):
-    """Raise ValueError if an HDF5 file declares more bytes than it has, or than 256 MiB, or names too many items.
+    """Raise ValueError if an HDF5 file declares more bytes than it has or 256 MiB, or names more weights than it holds.
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """

@@ -410,11 +410,12 @@ def one_line(error):
 def quiet_start():
     """Hold back what TensorFlow writes straight to stderr on its start: no setting hides all of it.
 
-    It is shown if the start fails. Any TF_CPP_MIN_LOG_LEVEL but 2 (errors only) turns this off.
+    It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, turns this off.
     """
-    if sys.stderr is None or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "2":
+    if sys.stderr is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield
         return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only; TensorFlow reads it once, on its start
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held_back:
         os.dup2(held_back.fileno(), 2)
@@ -427,6 +428,7 @@ def quiet_start():
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
 
 def main():

@@ -535,7 +535,7 @@ def test_an_empty_paper_is_white_and_reads_as_nothing(window):
     assert (np.asarray(Image.open("m_drawing.png")) == 255).all()
 
 
-def test_matplotlibs_own_keys_and_tools_are_off(window, monkeypatch):
+def test_matplotlibs_own_keys_are_off(window):
     window.stroke(*shape(7, 60, 80))
     text = window.text()
     for key in ("q", "g", "l", "k", "f", "o", "p", "h", "x"):
