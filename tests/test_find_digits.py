@@ -334,7 +334,7 @@ def mnist_network(mnist, tmp_path_factory):
 def test_hundreds_of_pictures_as_people_make_them(mnist_network):
     """The figures for each kind, of the default 10 epochs: `python tests/pictures.py`."""
     counts = pictures.measure(*mnist_network, per_kind=8)
-    groups = [(pictures.DRAWN, 0.92), (pictures.PAPER, 0.88), (pictures.PAGES, 0.6), (pictures.BLANK, 0.8)]
+    groups = [(pictures.DRAWN, 0.96), (pictures.PAPER, 0.92), (pictures.PAGES, 0.7), (pictures.BLANK, 0.85)]
     for kinds, least in groups:
         right, usual, n = np.sum([counts[kind] for kind in kinds], axis=0)
         assert right / n >= least, counts
