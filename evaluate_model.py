@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from build_model import keras
-from load_data import CLASSES, IMAGE_SHAPE, InputError, check_source, data_parser, load_data, one_line, run
+from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, load_data, one_line, run
 from load_data import find_digits, load_picture
 from train_model import MODEL_HELP, model_path, progress, save_picture, whole_file
 
@@ -45,11 +45,10 @@ def evaluate_model(data="mnist", model=None):
     Raises:
         InputError: bad data, no such model, or one that doesn't fit these images.
     """
-    check_source(data)
-    model = model_path(data, model)
-    network = load_model(model, data)
+    path = model_path(data, model)
+    network = load_model(path, data)
     X_test, y_test = load_data(data)[2:]
-    probabilities = predict(network, X_test, model, progress())
+    probabilities = predict(network, X_test, path, progress())
 
     y_true, y_pred = y_test.argmax(axis=1), probabilities.argmax(axis=1)
     loss = float(np.mean(keras.losses.categorical_crossentropy(y_test, probabilities)))
@@ -60,7 +59,7 @@ def evaluate_model(data="mnist", model=None):
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
     print(classification_report(y_true, y_pred, labels=range(CLASSES), digits=4, zero_division=0))
     matrix = confusion_matrix(y_true, y_pred, labels=range(CLASSES))
-    save_picture(model.with_name(f"{model.stem}_confusion_matrix.png"), draw_confusion_matrix(matrix))
+    save_picture(path.with_name(f"{path.stem}_confusion_matrix.png"), draw_confusion_matrix(matrix))
 
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(y_true != y_pred)
@@ -71,7 +70,7 @@ def evaluate_model(data="mnist", model=None):
         titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
         note = f"the {len(surest)} surest of {len(wrong)} mistakes"
         figure = draw_mistakes(X_test[surest], titles, note)
-        save_picture(model.with_name(f"{model.stem}_mistakes.png"), figure, f" ({note})")
+        save_picture(path.with_name(f"{path.stem}_mistakes.png"), figure, f" ({note})")
     return {"loss": loss, "accuracy": accuracy, "confusion_matrix": matrix}
 
 
@@ -89,14 +88,13 @@ def draw_mistakes(images, titles, note):
     """Return a figure of test images (n, 28, 28, 1), each under its title."""
     columns = min(9, len(images))
     rows = math.ceil(len(images) / columns)
-    size = max(4, 1.4 * columns), 1.75 * rows + 0.5
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = plt.figure(figsize=(max(4, 1.4 * columns), 1.75 * rows + 0.5), layout="constrained")
     figure.suptitle(note.capitalize(), fontsize=11)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, image, title in zip(axes.flat, images, titles):
+    for place, (image, title) in enumerate(zip(images, titles), start=1):
+        ax = figure.add_subplot(rows, columns, place)
         ax.imshow(image, cmap="gray", vmin=0, vmax=1)
         ax.set_title(title, fontsize=9)
+        ax.axis("off")
     return figure
 
 
@@ -118,35 +116,33 @@ def read_pictures(pictures, data="mnist", model=None):
     Raises:
         InputError: no such model, or one that doesn't fit these images.
     """
-    model = model_path(data, model)
-    network = load_model(model, data)
-    if data == "digits" or model.name.startswith("digits_"):
+    path = model_path(data, model)
+    network = load_model(path, data)
+    if data == "digits" or path.name.startswith("digits_"):
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, drawn = [], []
-    for path in pictures:
+    for picture in pictures:
         try:
-            pixels, _ = load_picture(path)
-            images, boxes, rows = find_digits(pixels, name=path)
+            pixels, _ = load_picture(picture)
+            images, boxes, rows = find_digits(pixels, name=picture)
         except InputError as error:
             print(one_line(error), file=sys.stderr)
             continue
-        probabilities = predict(network, images, model)
-        print(f"{printable(path)}: {describe(probabilities, rows)}")
-        answers.append((path, probabilities))
+        probabilities = predict(network, images, path)
+        print(f"{printable(picture)}: {describe(probabilities, rows)}")
+        answers.append((picture, probabilities))
         if len(drawn) < SHOWN:
-            drawn.append((path, pixels, images, boxes, probabilities))
+            drawn.append((picture, pixels, images, boxes, probabilities))
     if answers:
         note = f" (the first {SHOWN} of {len(answers)})" if len(answers) > SHOWN else ""
-        save_picture(model.with_name(f"{model.stem}_predictions.png"), draw_predictions(drawn), note)
+        save_picture(path.with_name(f"{path.stem}_predictions.png"), draw_predictions(drawn), note)
     return answers
 
 
 def describe(probabilities, rows):
     """Return what is read as text: `7 (99.87 %, then 1: 0.08 %)`, or `12 34? (least sure: 4, 71.20 %)`."""
-    digits = read_digits(probabilities)
-    text = digits[0]
-    for digit, row, row_before in zip(digits[1:], rows[1:], rows):
-        text += digit if row == row_before else " " + digit
+    digits = np.array(read_digits(probabilities))
+    text = " ".join("".join(digits[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
     if len(digits) > 1:
         least = percent.argmin()
@@ -174,8 +170,8 @@ def draw_predictions(drawn):
     rows = math.ceil(len(drawn) / columns)
     figure = plt.figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
     cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03).flat
-    for cell, (path, pixels, images, boxes, probabilities) in zip(cells, drawn):
-        name = printable(Path(path).name)
+    for cell, (picture, pixels, images, boxes, probabilities) in zip(cells, drawn):
+        name = printable(Path(picture).name)
         cell.suptitle(name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}", fontsize=9, parse_math=False)
         cell.set(edgecolor="0.7", linewidth=1)
         axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]
@@ -211,10 +207,10 @@ def draw(data="mnist", model=None):
     """
     if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         raise InputError("there is no display to draw on, or none that matplotlib can use")
-    model = model_path(data, model)
-    network = load_model(model, data)
+    path = model_path(data, model)
+    network = load_model(path, data)
     with plt.rc_context({"toolbar": "None"}):
-        drawing_window(network, model.with_name(f"{model.stem}_drawing.png"))
+        drawing_window(network, path.with_name(f"{path.stem}_drawing.png"))
     plt.show()
 
 
@@ -223,7 +219,7 @@ def drawing_window(network, path):
     figure, (paper, seen, bars) = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
-    drawings = [Image.new("RGB", PAPER, "white")]  # and what it is after every stroke
+    drawings = [Image.new("RGB", PAPER, "white")]  # the empty paper, then the drawing after each stroke
     page = paper.imshow(drawings[0])
     paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
 
@@ -233,7 +229,7 @@ def drawing_window(network, path):
         bars.clear()
         with contextlib.suppress(InputError):  # no digit there yet
             images, _, rows = find_digits(np.asarray(drawings[-1]))
-            probabilities = network(images, training=False).numpy()
+            probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
             message = message or describe(probabilities, rows)
             seen.imshow(images[-1], cmap="gray", vmin=0, vmax=1)
             bars.barh(range(CLASSES), probabilities[-1])
@@ -254,10 +250,13 @@ def drawing_window(network, path):
             drawings.pop()
         elif event.key == "s":
             message = save_drawing(drawings[-1], path)
+        else:
+            return
         show(message)
 
     figure.canvas.mpl_connect("key_press_event", obey)
-    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})  # points, about as wide
+    # Kept, or Python would clear it away. The line that it shows is measured in points, not in pixels.
+    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})
     show()
     return figure
 
@@ -296,7 +295,8 @@ def load_model(path, data="mnist"):
         raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
         check_sizes(path)
-        # First without room for weights: a file whose layers don't fit its weights fails here, cheaply.
+        # First without making room for the weights: if a file's layers don't fit its weights, it fails
+        # here, before a layer of gigabytes is made.
         with keras.StatelessScope(initialize_variables=False):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
@@ -313,27 +313,25 @@ def load_model(path, data="mnist"):
 
 
 def check_sizes(path):
-    """Raise ValueError if an HDF5 file declares more bytes than it has or 256 MiB, or names more weights than it holds.
+    """Raise ValueError if an .h5 file declares more weights than it holds, or more than 256 MiB of them.
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """
-    sizes, named = [], []
-
-    def visit(_, item):
-        sizes.append(getattr(item, "nbytes", 0))
-        named.append(sum(np.size(value) for key, value in item.attrs.items() if "_names" in key))
-
+    items = []
     with h5py.File(path) as file:
-        file.visititems(visit)
-    if sum(sizes) > min(os.path.getsize(path), 2**28) or sum(named) > len(sizes):
+        file.visititems(lambda name, item: items.append(item))
+        declared = sum(getattr(item, "nbytes", 0) for item in items)
+        # Keras keeps the names of a layer's weights in its attribute weight_names.
+        named = sum(np.size(value) for item in items for key, value in item.attrs.items() if "_names" in key)
+    if declared > min(os.path.getsize(path), 2**28) or named > len(items):
         raise ValueError("it declares more weights than it holds, or more than 256 MiB")
 
 
-def predict(network, images, model, verbose=0):
-    """Return class probabilities (n, 10). Raises InputError if the outputs aren't probabilities."""
+def predict(network, images, path, verbose=0):
+    """Return class probabilities (n, 10) by the network from the file `path`. Raises InputError if they are none."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise InputError(f"{model}: its outputs are no probabilities (NaN, negative or not summing to 1)")
+        raise InputError(f"{path}: its outputs are no probabilities (NaN, negative or not summing to 1)")
     return probabilities
 
 

@@ -65,11 +65,11 @@ def load_data(source="mnist"):
         x_train, y_train, x_test, y_test = read_idx_folder(source)
     else:
         x_train, y_train, x_test, y_test = read_npz(source)
-    check_arrays(f"{source}: train", x_train, y_train)
-    check_arrays(f"{source}: test", x_test, y_test)
-    if len(x_train) + len(x_test) > MAX_IMAGES:
+    if x_train.nbytes + x_test.nbytes > MAX_IMAGES * math.prod(IMAGE_SHAPE):
         raise InputError(f"{source}: more than {MAX_IMAGES} images")
-    return scale(x_train), one_hot(y_train), scale(x_test), one_hot(y_test)
+    X_train, y_train = preprocess(f"{source}: train", x_train, y_train)
+    X_test, y_test = preprocess(f"{source}: test", x_test, y_test)
+    return X_train, y_train, X_test, y_test
 
 
 def check_source(source):
@@ -122,16 +122,14 @@ def read_idx(folder, name, item_shape):
         with open(os.path.join(folder, found[0]), "rb") as raw:
             file = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 * (1 + ndim)))
-            size = math.prod(shape)
-            data = file.read(min(size, MAX_IMAGES * math.prod(item_shape)) + 1)
+            data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte more than may be
     except (OSError, EOFError, struct.error, zlib.error) as error:
         raise InputError(f"{where}: truncated or corrupt ({error})") from error
     if magic != 0x800 + ndim:
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {0x800 + ndim:#010x}")
     if tuple(shape[1:]) != item_shape:
         raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}")
-    if shape[0] > MAX_IMAGES:
-        raise InputError(f"{where}: more than {MAX_IMAGES} images")
+    size = math.prod(shape)
     if len(data) != size:
         raise InputError(f"{where}: header says {shape}; {'more' if len(data) > size else 'fewer'} bytes follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
@@ -157,8 +155,9 @@ def read_npz(path):
     return arrays
 
 
-def check_arrays(name, images, labels):
-    """Raise InputError unless these are uint8 images (n, 28, 28) with n labels from 0 to 9."""
+def preprocess(name, images, labels):
+    """Return images scaled to 0 to 1 and labels one-hot. Raises InputError unless they are as MNIST's."""
+    problem = None
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE[:2]:
         problem = f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape (n, 28, 28)"
     elif labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -167,29 +166,19 @@ def check_arrays(name, images, labels):
         problem = f"has {len(images)} images and {len(labels)} labels, expected equally many, at least one"
     elif labels.min() < 0 or labels.max() >= CLASSES:
         problem = f"labels are {labels.min()} to {labels.max()}, expected 0 to 9"
-    else:
-        return
-    raise InputError(f"{name} {problem}")
-
-
-def scale(images):
-    """Return uint8 images (n, 28, 28) as float32 (n, 28, 28, 1) from 0 to 1."""
-    return np.divide(images, 255, dtype=np.float32)[..., np.newaxis]
-
-
-def one_hot(labels):
-    """Return integer labels (n,) as float32 (n, 10): 1 in the label's column, else 0."""
-    return np.eye(CLASSES, dtype=np.float32)[labels]
+    if problem:
+        raise InputError(f"{name} {problem}")
+    one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
+    return np.divide(images, 255, dtype=np.float32)[..., np.newaxis], one_hot
 
 
 # Pictures of your own. How find_digits() goes about it:
 # 1. Grey: the colours are projected onto their first principal component.
 # 2. Ink: made bright; the paper, a morphological opening wider than any stroke, is subtracted.
 # 3. Strokes: connected components of strong ink, without ruled lines and what lies at the border.
-# 4. Digits: strokes close above one another form one digit; specks are dropped.
+# 4. Digits: strokes close above one another form one digit; specks and dashes are dropped.
 # 5. Rows and centre: in reading order, each is put into 28x28 pixels as MNIST's authors put theirs.
-MOST_PIXELS = 20_000_000  # larger pictures are refused: this many take up to a second and 0.5 GB
-MOST_JPEG_PIXELS = 120_000_000  # a JPEG is decoded at as little as an eighth of its size, unless it is progressive
+MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
 LONGEST = 1000  # pixels of a picture's longer side, in which digits are looked for
 
 
@@ -219,8 +208,9 @@ def find_digits(picture, name="picture"):
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
     rows = find_rows(boxes)
     order = np.lexsort((boxes[:, 0], rows))
-    images = [center(thicken(cut_out(ink, labels, numbers[i], boxes[i]))) for i in order]
-    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows[order]
+    numbers, boxes, rows = numbers[order], boxes[order], rows[order]
+    images = [center(thicken(cut_out(ink, labels == number, box))) for number, box in zip(numbers, boxes)]
+    return np.stack(images)[..., np.newaxis], np.rint(boxes * reduction).astype(int), rows
 
 
 def load_picture(path):
@@ -229,12 +219,14 @@ def load_picture(path):
         raise InputError(f"{path}: {'is a folder; name the pictures in it' if os.path.isdir(path) else 'no such file'}")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            baseline = image.format in ("JPEG", "MPO") and "progressive" not in image.info
-            if image.width * image.height > (MOST_JPEG_PIXELS if baseline else MOST_PIXELS):
-                raise ValueError("too many megapixels")
             length = max(image.size)
-            image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG at a half to an eighth of its size
-            image = ImageOps.exif_transpose(image)
+            if "progressive" not in image.info:  # such a JPEG is always decoded whole
+                image.draft(None, (LONGEST, LONGEST))  # any other JPEG at a half to an eighth of its size
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError("too many megapixels")
+            if image.format == "EPS":
+                raise ValueError("a program, which Pillow would have run")
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
                 deep = np.nan_to_num(np.asarray(image, np.float32))
                 image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
@@ -250,10 +242,11 @@ def flatten(pixels):
     """Return RGBA pixels as grey (height, width): their colours' first principal component."""
     color, opacity = pixels[..., :3].astype(np.float32), pixels[..., 3:] / np.float32(255)
     shade = (color * opacity).mean() / (opacity.mean() + 1e-9)
-    paper = 255.0 if shade < 128 else 0.0  # what is transparent becomes paper unlike the ink
+    paper = 255 if shade < 128 else 0  # what is transparent becomes paper unlike the ink
     color = paper + (color - paper) * opacity
-    axis = np.linalg.eigh(np.cov(color.reshape(-1, 3).T, bias=True))[1][:, -1]
-    return color @ (axis * np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()).astype(np.float32)
+    axis = np.linalg.eigh(np.cov(color.reshape(-1, 3), rowvar=False, bias=True)).eigenvectors[:, -1]
+    axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, within 0 to 255
+    return color @ axis.astype(np.float32)
 
 
 def remove_paper(grey):
@@ -263,7 +256,7 @@ def remove_paper(grey):
     means = [ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4)]
     if sum(skew(grey - mean, axis=None) for mean in means) < 0:
         grey = 255 - grey
-    grey = ndimage.gaussian_filter(grey, side / 600 if side > 100 else 0)  # the camera's noise
+    grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
     # Padded, so that a desk or a shadow at the border is as wide as paper, too.
     paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
@@ -276,31 +269,31 @@ def find_strokes(ink):
     """Return the mask of the ink that belongs to digits, (height, width), and the usual length of a stroke."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = remove_lines(remove_lines(ink > 0.4 * level).T).T
-    labels, count = ndimage.label(strong, np.ones((3, 3)))
-    numbers = np.arange(1, count + 1)
+    labels, _ = ndimage.label(strong, np.ones((3, 3)))
+    left, top, right, bottom = find_boxes(labels).T
+    width, height = right - left, bottom - top
     area = np.bincount(labels.ravel())[1:]
-    boxes = find_boxes(labels)
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    kept = ndimage.mean(ink, labels, numbers) > max(0.55 * level, 15)  # drops the paper's own unevenness
+    strength = np.bincount(labels.ravel(), ink.ravel())[1:] / area
+    kept = strength > max(0.55 * level, 15)  # drops the paper's own unevenness
     kept &= (width < 6 * height) | (width < ink.shape[1] / 2)  # drops a line across the picture
-    to_border = np.minimum(boxes[:, :2], ink.shape[::-1] - boxes[:, 2:]).min(axis=1)
+    to_border = np.min([left, top, ink.shape[1] - right, ink.shape[0] - bottom], axis=0)
     inside = kept & (to_border > 2)
     if area[inside].sum() > area[kept].sum() / 4:  # drops frames and desks, unless the digits are at the border
         kept = inside
-    lengths = np.repeat(np.maximum(width, height)[kept], area[kept])  # each pixel of ink votes
-    return np.isin(labels, numbers[kept]), np.median(lengths) if len(lengths) else 0
+    strokes = np.append(False, kept)[labels]
+    lengths = np.maximum(width, height)[labels[strokes] - 1]  # each pixel of ink votes
+    return strokes, np.median(lengths) if len(lengths) else 0
 
 
 def remove_lines(strong):
     """Return the mask without ruled lines: thin, about horizontal, and reaching the left or right border."""
     width = strong.shape[1]
-    mask = strong.astype(np.uint8)
-    runs = ndimage.grey_opening(ndimage.maximum_filter(mask, 3), (1, int(0.15 * width) | 1))
+    runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, int(0.15 * width) | 1))
     labels, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(labels).T
-    lines = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
-    lines = ndimage.maximum_filter(np.isin(labels, 1 + np.flatnonzero(lines)), 3)
-    strokes = ndimage.grey_opening(mask, (1 + min(strong.shape) // 40, 1)) > 0  # taller than a line is
+    ruled = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
+    lines = ndimage.maximum_filter(np.append(False, ruled)[labels], 3)
+    strokes = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line is
     return strong & (strokes | ~lines)
 
 
@@ -332,12 +325,12 @@ def find_rows(boxes):
     return starts.cumsum()[order.argsort()]
 
 
-def cut_out(ink, labels, number, box):
-    """Return the ink of one digit, and its faint edge, from 0 to 1."""
+def cut_out(ink, strokes, box):
+    """Return the ink of one digit, whose strokes are a mask, with their faint edge, from 0 to 1."""
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
-    ink, strokes = ink[around], labels[around] == number
+    ink, strokes = ink[around], strokes[around]
     strength = np.percentile(ink[strokes], 85)
     return np.clip(ink / strength, 0, 1) * ndimage.maximum_filter(strokes, 2 * margin - 1)
 
@@ -352,17 +345,10 @@ def thicken(ink):
     return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
 
 
-def fit(ink, length):
-    """Return ink cropped to its box and scaled, anti-aliased, so that its longer side is `length`."""
-    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
-    height, width = (max(1, round(n * length / max(ink.shape))) for n in ink.shape)
-    return np.clip(Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC), 0, 1)
-
-
 def center(ink):
-    """Return ink of any size as float32 (28, 28): fitted to 20x20, centred by its mass."""
-    small = fit(ink, 20)
+    """Return ink of any size as float32 (28, 28): cropped, scaled to fit 20x20, and centred by its mass."""
+    image = Image.fromarray(ink.astype(np.float32)).crop(Image.fromarray(ink > 0.2).getbbox())
+    small = np.asarray(ImageOps.contain(image, (20, 20))).clip(0, 1)  # bicubic scaling overshoots
     digit = np.zeros((28, 28), np.float32)
     digit[: small.shape[0], : small.shape[1]] = small / small.max()
     return ndimage.shift(digit, [round(14 - c) for c in ndimage.center_of_mass(digit)], order=0)
@@ -380,8 +366,8 @@ def data_parser(description):
 
 def run(main):
     """Run a script's `main()`: what the user can put right ends in one line on stderr, without a traceback."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
-        stream.reconfigure(errors="backslashreplace")  # a file's name may not fit the encoding
+    if sys.stdout:  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may not fit the encoding
     try:
         try:
             main()

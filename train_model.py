@@ -32,8 +32,8 @@ DISTORT_ONE_IN = 2  # half of each batch is distorted: as accurate as all of it,
 ROTATION = 10  # largest angle, degrees
 SCALING = 0.1  # largest change of width and of height
 SHIFT = 2  # largest shift, pixels
-# CPUs with units for bfloat16, numbers of 16 bits, train in about two thirds of the time and as
-# accurately; on other CPUs and on older GPUs it would take longer. Only Linux tells what a CPU has.
+# On a CPU with units for bfloat16, 16-bit floats, training takes about two thirds of the time and is
+# as accurate; without them it would take longer. Linux lists them; on a GPU it was not measured.
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FLAGS = CPUINFO.read_text().split() if CPUINFO.exists() else []
 BFLOAT16 = ("amx_bf16" in CPU_FLAGS or "avx512_bf16" in CPU_FLAGS) and not tf.config.list_physical_devices("GPU")
@@ -45,8 +45,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     The test set is used for the curves only; nothing is chosen by it. Where `BFLOAT16` is
     true, training computes in bfloat16; validation and the saved model are float32. The same
     seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
-    It sets the random seeds of Python, NumPy and TensorFlow, which are the whole process's:
-    to train several networks side by side, take processes, not threads.
+    It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares:
+    to train several networks side by side, use processes, not threads.
 
     Args:
         data: a source that `load_data()` takes.
@@ -68,8 +68,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     check_integer("epochs", epochs, 1)
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, 0, 2**32 - 1)
-    model = model_path(data, model)
-    create_temporary(model).unlink()  # a folder that can't be written should fail now, not after training
+    path = model_path(data, model)
+    create_temporary(path).unlink()  # a folder that can't be written should fail now, not after training
 
     X_train, y_train, X_test, y_test = load_data(data)
     keras.utils.set_random_seed(int(seed))
@@ -77,9 +77,10 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     steps = math.ceil(len(X_train) / batch_size)
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
-    precision = keras.callbacks.LambdaCallback(  # each epoch's training is followed by a test
+    # Each epoch trains in bfloat16, then validates in float32, in which the model is also saved.
+    precision = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: compute_in("mixed_bfloat16" if BFLOAT16 else "float32", network),
-        on_test_begin=lambda logs: compute_in("float32", network),  # as evaluate_model.py has it
+        on_test_begin=lambda logs: compute_in("float32", network),
     )
     try:
         history = network.fit(
@@ -87,22 +88,22 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
             epochs=epochs,
             validation_data=batches(X_test, y_test, batch_size),
             callbacks=[precision, keras.callbacks.TerminateOnNaN(), *callbacks],
-            shuffle=False,  # `batches` has done it
+            shuffle=False,  # or Keras warns that it leaves the batches' order alone
             verbose=progress(),
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {model} is as it was") from None
+        raise KeyboardInterrupt(f"stopped; {path} is as it was") from None
     if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
-        raise InputError(f"the loss became NaN in epoch {len(history.epoch)}; {model} is as it was")
+        raise InputError(f"the loss became NaN in epoch {len(history.epoch)}; {path} is as it was")
 
-    with whole_file(model) as temporary:
+    with whole_file(path) as temporary:
         save_network(network, temporary)
-    print(f"Saved {model}")
-    save_picture(model.with_name(f"{model.stem}_curves.png"), draw_history(history.history))
+    print(f"Saved {path}")
+    save_picture(path.with_name(f"{path.stem}_curves.png"), draw_history(history.history))
     return history
 
 
-# What a run is made of
+# Parts of a run
 
 
 def check_integer(name, value, least, most=math.inf):
@@ -113,14 +114,18 @@ def check_integer(name, value, least, most=math.inf):
 
 
 def model_path(data, model=None):
-    """Return the path of the model's file, named after the data if `model` is None. Raises InputError."""
+    """Return the path of the model's file, named after the data if `model` is None.
+
+    Raises InputError for a name that isn't an .h5 file's, or data that isn't there.
+    """
+    check_source(data)
     if model is None:
-        check_source(data)
-        path = Path(os.path.abspath(data))
-        model = f"{path.name if path.is_dir() else path.stem}_classification_model.h5"
-    if Path(model).suffix != ".h5":
-        raise InputError(f"the model's name must end in .h5, not {Path(model).name} (try my_model.h5)")
-    return Path(model)
+        source = Path(os.path.abspath(data))
+        model = f"{source.name if source.is_dir() else source.stem}_classification_model.h5"
+    path = Path(model)
+    if path.suffix != ".h5":
+        raise InputError(f"the model's name must end in .h5, not {path.name} (try my_model.h5)")
+    return path
 
 
 def one_cycle(epochs, steps):
@@ -184,17 +189,17 @@ def distort(images, seed):
 
     `images` is float32 (n, 28, 28, 1), `seed` two integers that fix what comes out.
     """
-    draw = tf.random.stateless_uniform((5, tf.shape(images)[0]), seed, -1.0, 1.0)
-    angle = draw[0] * math.radians(ROTATION)
-    width, height = 1 + SCALING * draw[1], 1 + SCALING * draw[2]
-    # The matrix leads from a pixel of the result back to the image, about the centre.
-    a, b = width * tf.cos(angle), -width * tf.sin(angle)
-    c, d = height * tf.sin(angle), height * tf.cos(angle)
-    centre = (images.shape[1] - 1) / 2
-    x = centre - centre * (a + b) + SHIFT * draw[3]
-    y = centre - centre * (c + d) + SHIFT * draw[4]
-    zero = tf.zeros_like(a)
-    return keras.ops.image.affine_transform(images, tf.stack([a, b, x, c, d, y, zero, zero], axis=1))
+    random = tf.random.stateless_uniform((5, tf.shape(images)[0]), seed, -1.0, 1.0)
+    angle = math.radians(ROTATION) * random[0]
+    scale_x, scale_y = 1 + SCALING * random[1], 1 + SCALING * random[2]
+    # Where pixel (x, y) of the result comes from: (a x + b y + shift_x, c x + d y + shift_y) in the image.
+    a, b = scale_x * tf.cos(angle), -scale_x * tf.sin(angle)
+    c, d = scale_y * tf.sin(angle), scale_y * tf.cos(angle)
+    center = (images.shape[1] - 1) / 2  # stays where it is, but for the random shift
+    shift_x = center - (a + b) * center + SHIFT * random[3]
+    shift_y = center - (c + d) * center + SHIFT * random[4]
+    zero = tf.zeros_like(a)  # affine_transform() could do perspective, too
+    return keras.ops.image.affine_transform(images, tf.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1))
 
 
 # Files that appear whole or not at all
@@ -218,10 +223,10 @@ def whole_file(path):
 
 def create_temporary(path):
     """Create an empty file beside `path` and return its path. Raises InputError where that can't be done."""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: can't be written (it is a folder)")
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
         temporary.touch()
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error
@@ -241,13 +246,11 @@ def save_network(network, path):
     # HDF5 can crash Python on a full disk, so try first whether there is space: 4 bytes for each
     # weight and for Adam's two moments of it, and as much again for what describes them.
     path.write_bytes(bytes(24 * network.count_params() + 2**18))
-    logging.getLogger("absl").addFilter(is_not_legacy_warning)
     network.save(path)
 
 
-def is_not_legacy_warning(record):
-    """Return False for Keras's advice not to use .h5: the README names that format."""
-    return "HDF5 file" not in record.getMessage()
+# Keras advises against .h5 at every save, but it is the format that the README names.
+logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
 
 
 def save_picture(path, figure, note=""):

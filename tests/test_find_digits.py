@@ -272,13 +272,33 @@ def test_files_that_are_no_pictures(tmp_path, monkeypatch):
             find_digits(name)
 
 
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    """Pillow has Ghostscript run PostScript, whatever the file's name."""
+    ran, path = [], tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n%%EOF\n")
+    result = Image.new("RGB", (90, 90)).im
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **options: ran.append(args) or result)
+    Image.open(path).load()
+    assert ran, "it would run"
+    ran.clear()
+    with pytest.raises(InputError, match="a.png: not a picture .*a program"):
+        find_digits(path)
+    assert not ran
+
+
 @pytest.mark.parametrize(
-    "name, options, largest", [("a.png", {}, 20), ("a.jpg", {"progressive": True}, 20), ("a.jpg", {}, 120)]
+    "name, options, largest, larger",
+    [
+        ("a.png", {}, (5000, 4000), (5001, 4000)),
+        ("a.jpg", {"progressive": True}, (5000, 4000), (5001, 4000)),
+        ("a.jpg", {}, (30_000, 4000), (60_000, 1999)),
+    ],
+    ids=["png", "progressive", "jpg"],
 )
-def test_what_would_take_too_much_memory_is_refused(name, options, largest, tmp_path):
-    """Only a JPEG that isn't progressive can be decoded at a reduced size."""
-    for width, words in ((250 * largest, "no digit found"), (250 * largest + 1, "too many megapixels")):
-        Image.new("L", (width, 4000)).save(tmp_path / name, **options)
+def test_what_would_take_too_much_memory_is_refused(name, options, largest, larger, tmp_path):
+    """A JPEG that isn't progressive can be decoded at a reduced size, unless it is too narrow for that."""
+    for size, words in ((largest, "no digit found"), (larger, "too many megapixels")):
+        Image.new("L", size).save(tmp_path / name, **options)
         with pytest.raises(InputError, match=f"{name}: .*{words}"):
             find_digits(tmp_path / name)
 
