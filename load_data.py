@@ -244,7 +244,8 @@ def flatten(pixels):
     shade = (color * opacity).mean() / (opacity.mean() + 1e-9)
     paper = 255 if shade < 128 else 0  # what is transparent becomes paper unlike the ink
     color = paper + (color - paper) * opacity
-    axis = np.linalg.eigh(np.cov(color.reshape(-1, 3), rowvar=False, bias=True)).eigenvectors[:, -1]
+    covariance = np.cov(color.reshape(-1, 3), rowvar=False, bias=True)
+    axis = np.linalg.eigh(covariance).eigenvectors[:, -1]  # along which the colours differ most
     axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, within 0 to 255
     return color @ axis.astype(np.float32)
 
@@ -253,6 +254,7 @@ def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
     # Ink is the rare extreme: differences from the mean around it skew upwards if ink is bright.
+    # Two sizes of what is around err less often than one.
     means = [ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4)]
     if sum(skew(grey - mean, axis=None) for mean in means) < 0:
         grey = 255 - grey
@@ -260,7 +262,7 @@ def remove_paper(grey):
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
     # Padded, so that a desk or a shadow at the border is as wide as paper, too.
     paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
-    # Where the paper is bright here, it lay in a shadow, and its ink is weaker. 450 was tried out.
+    # In a shadow the inverted paper is bright and its ink is weaker: made up for. 450 was tried out.
     ink = (grey - paper) * 450 / (450 - paper)
     return ink - np.percentile(ink, 30)
 
@@ -268,18 +270,20 @@ def remove_paper(grey):
 def find_strokes(ink):
     """Return the mask of the ink that belongs to digits, (height, width), and the usual length of a stroke."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
-    strong = remove_lines(remove_lines(ink > 0.4 * level).T).T
+    strong = ink > 0.4 * level
+    strong = remove_lines(remove_lines(strong).T).T  # about horizontal ones, then about vertical ones
     labels, _ = ndimage.label(strong, np.ones((3, 3)))
     left, top, right, bottom = find_boxes(labels).T
     width, height = right - left, bottom - top
     area = np.bincount(labels.ravel())[1:]
     strength = np.bincount(labels.ravel(), ink.ravel())[1:] / area
-    kept = strength > max(0.55 * level, 15)  # drops the paper's own unevenness
-    kept &= (width < 6 * height) | (width < ink.shape[1] / 2)  # drops a line across the picture
-    to_border = np.min([left, top, ink.shape[1] - right, ink.shape[0] - bottom], axis=0)
-    inside = kept & (to_border > 2)
-    if area[inside].sum() > area[kept].sum() / 4:  # drops frames and desks, unless the digits are at the border
-        kept = inside
+
+    faint = strength <= max(0.55 * level, 15)  # the paper's own unevenness
+    across = (width >= 6 * height) & (width >= ink.shape[1] / 2)  # a line across the picture
+    at_border = np.min([left, top, ink.shape[1] - right, ink.shape[0] - bottom], axis=0) <= 2  # a frame or a desk
+    kept = ~faint & ~across & ~at_border
+    if area[kept].sum() <= area[~faint & ~across].sum() / 4:  # then it is the digits that lie at the border
+        kept = ~faint & ~across
     strokes = np.append(False, kept)[labels]
     lengths = np.maximum(width, height)[labels[strokes] - 1]  # each pixel of ink votes
     return strokes, np.median(lengths) if len(lengths) else 0
@@ -288,7 +292,8 @@ def find_strokes(ink):
 def remove_lines(strong):
     """Return the mask without ruled lines: thin, about horizontal, and reaching the left or right border."""
     width = strong.shape[1]
-    runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, int(0.15 * width) | 1))
+    # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap and become long.
+    runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, 1 + int(0.15 * width)))
     labels, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(labels).T
     ruled = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
@@ -317,12 +322,13 @@ def join_strokes(strokes, usual_length):
 
 
 def find_rows(boxes):
-    """Return the number of each box's row, int (n,): one starts where the next middle is half a digit lower."""
+    """Return the number of each box's row, int (n,): a new one starts where the next middle is half a digit lower."""
     middles = boxes[:, [1, 3]].mean(axis=1)
     height = np.median(boxes[:, 3] - boxes[:, 1])
     order = middles.argsort()
-    starts = np.diff(middles[order], prepend=middles.min()) > height / 2
-    return starts.cumsum()[order.argsort()]
+    rows = np.zeros(len(boxes), int)
+    rows[order] = np.cumsum(np.diff(middles[order], prepend=middles.min()) > height / 2)
+    return rows
 
 
 def cut_out(ink, strokes, box):
