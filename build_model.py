@@ -8,13 +8,13 @@ import os
 
 from load_data import CLASSES, IMAGE_SHAPE, quiet_start, run
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's other projects take
+os.environ["KERAS_BACKEND"] = "tensorflow"  # even if the environment names another backend
 with quiet_start():
     import keras
     import tensorflow as tf
     from keras import layers
 
-    tf.config.list_physical_devices()  # the search for a GPU is part of the start
+    tf.config.list_physical_devices()  # looks for a GPU now: what it writes is held back, too
 keras.config.set_image_data_format("channels_last")
 
 
@@ -24,8 +24,8 @@ def build_model():
     Input: float32 images of shape (n, 28, 28, 1) in [0, 1]. Output: float32 class
     probabilities of shape (n, 10). 93,322 trainable parameters.
 
-    Compiled with Adam at Keras's constant rate, categorical cross-entropy (one-hot labels)
-    and accuracy.
+    Compiled with Adam at its default learning rate, categorical cross-entropy (for one-hot
+    labels) and accuracy.
     """
     model = keras.Sequential(
         [

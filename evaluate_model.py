@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
-SHOWN = 36  # at most so many images or pictures in a figure
+SHOWN = 36  # at most this many images or pictures in a figure
 UNSURE = 0.8  # a digit read with a lower probability is followed by a question mark
 
 
@@ -164,7 +164,7 @@ def printable(path):
 def draw_predictions(drawn):
     """Return a figure of pictures with a box and the digit read at every place.
 
-    Beside a picture of one digit stands what the network saw of it.
+    A picture of one digit has beside it what the network saw.
     """
     columns = min(4, len(drawn))
     rows = math.ceil(len(drawn) / columns)
@@ -301,7 +301,7 @@ def load_model(path, data="mnist"):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
         if max(math.prod(layer.output.shape[1:]) for layer in network.layers) > 100_000:
-            raise ValueError("a layer puts out more than 100,000 numbers for an image")
+            raise ValueError("a layer outputs more than 100,000 numbers for an image")
         if not all(np.isfinite(weights).all() for weights in network.get_weights()):
             raise ValueError("not all of its weights are finite numbers")
     except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything

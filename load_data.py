@@ -113,20 +113,21 @@ def read_idx_folder(folder):
 def read_idx(folder, name, item_shape):
     """Return the uint8 array (n, *item_shape) of one IDX file: a big-endian header, then the bytes."""
     ndim = 1 + len(item_shape)
-    names = [f"{name}{dash}idx{ndim}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
-    found = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    files = [f"{name}{dash}idx{ndim}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+    found = [file for file in files if os.path.isfile(os.path.join(folder, file))]
     if not found:
-        raise InputError(f"{folder}: has no {names[0]}, with or without .gz")
+        raise InputError(f"{folder}: has no {files[0]}, with or without .gz")
     where = f"{folder}: {found[0]}"
+    magic_number = 0x800 + ndim  # unsigned bytes in so many dimensions
     try:
         with open(os.path.join(folder, found[0]), "rb") as raw:
             file = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 * (1 + ndim)))
-            data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte more than may be
+            data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte too many will be noticed
     except (OSError, EOFError, struct.error, zlib.error) as error:
         raise InputError(f"{where}: truncated or corrupt ({error})") from error
-    if magic != 0x800 + ndim:
-        raise InputError(f"{where}: magic number is {magic:#010x}, expected {0x800 + ndim:#010x}")
+    if magic != magic_number:
+        raise InputError(f"{where}: magic number is {magic:#010x}, expected {magic_number:#010x}")
     if tuple(shape[1:]) != item_shape:
         raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}")
     size = math.prod(shape)
@@ -309,7 +310,7 @@ def find_boxes(labels):
 
 
 def join_strokes(strokes, usual_length):
-    """Return a label image, int (height, width), the labels in it that are digits, and their boxes."""
+    """Join strokes close above one another; return their labels (height, width), the digits' labels and boxes."""
     # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
     reach = 1 + 2 * int(0.15 * usual_length)
     labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
@@ -371,15 +372,15 @@ def data_parser(description):
 
 
 def run(main):
-    """Run a script's `main()`: what the user can put right ends in one line on stderr, without a traceback."""
+    """Run a script's `main()`: of an error that the user can mend, one line is shown, without a traceback."""
     if sys.stdout:  # None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may not fit the encoding
     try:
         try:
             main()
-        finally:  # argparse exits from main() after --help
+        finally:  # also when argparse exits after --help
             if sys.stdout:
-                sys.stdout.flush()
+                sys.stdout.flush()  # what can't be written shall fail here, not at Python's end
     except InputError as error:
         sys.exit(one_line(error))
     except KeyboardInterrupt as stop:
@@ -400,7 +401,7 @@ def one_line(error):
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hold back what TensorFlow writes straight to stderr on its start: no setting hides all of it.
+    """Hold back what TensorFlow writes straight to stderr when it starts: no setting hides all of it.
 
     It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, turns this off.
     """

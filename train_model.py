@@ -74,7 +74,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     X_train, y_train, X_test, y_test = load_data(data)
     keras.utils.set_random_seed(int(seed))
     network = build_model()
-    steps = math.ceil(len(X_train) / batch_size)
+    steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
     # Each epoch trains in bfloat16, then validates in float32, in which the model is also saved.
@@ -161,9 +161,9 @@ def progress():
 def batches(X, y, batch_size, seed=None, augment=False):
     """Return a tf.data.Dataset of (images, labels) batches, the last one maybe smaller.
 
-    With a seed, each epoch has a new order; with `augment`, part of a batch is distorted.
+    With a seed, each epoch has a new order; with `augment`, part of each batch is distorted.
     """
-    indices = tf.data.Dataset.range(len(X))
+    indices = tf.data.Dataset.range(len(X))  # shuffled in place of the images, which are larger
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
     # Two seeds for each batch, new ones in each epoch, for `distort`.
@@ -173,7 +173,7 @@ def batches(X, y, batch_size, seed=None, augment=False):
         # NumPy takes the images out of X; with X as a tensor, they would lie in memory twice.
         images = tf.numpy_function(lambda i: X[i], [index], X.dtype, stateful=False)
         images = tf.ensure_shape(images, (None, *X.shape[1:]))
-        if augment:
+        if augment:  # the first part of the batch: in a random order, it is as good as any
             count = (tf.size(index) + DISTORT_ONE_IN - 1) // DISTORT_ONE_IN  # rounded up
             images = tf.concat([distort(images[:count], pair), images[count:]], axis=0)
         return images, tf.gather(y, index)
@@ -256,7 +256,7 @@ logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.get
 def save_picture(path, figure, note=""):
     """Save a figure, and show it where there is a display. Raises InputError."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a file's name: a box is drawn instead
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may hold what the font lacks
         warnings.filterwarnings("ignore", ".*non-interactive")  # no display: nothing to show
         try:
             with whole_file(path) as temporary:
