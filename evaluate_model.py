@@ -59,18 +59,17 @@ def evaluate_model(data="mnist", model=None):
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
     print(classification_report(y_true, y_pred, labels=range(CLASSES), digits=4, zero_division=0))
     matrix = confusion_matrix(y_true, y_pred, labels=range(CLASSES))
-    save_picture(path.with_name(f"{path.stem}_confusion_matrix.png"), draw_confusion_matrix(matrix))
+    save_picture(path, "confusion_matrix", draw_confusion_matrix(matrix))
 
-    confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(y_true != y_pred)
-    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
     if len(wrong) == 0:
         print("No mistakes to draw: every test image was read right")
     else:
+        confidence = probabilities.max(axis=1)
+        surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
         titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
         note = f"the {len(surest)} surest of {len(wrong)} mistakes"
-        figure = draw_mistakes(X_test[surest], titles, note)
-        save_picture(path.with_name(f"{path.stem}_mistakes.png"), figure, f" ({note})")
+        save_picture(path, "mistakes", draw_mistakes(X_test[surest], titles, note), f" ({note})")
     return {"loss": loss, "accuracy": accuracy, "confusion_matrix": matrix}
 
 
@@ -135,7 +134,7 @@ def read_pictures(pictures, data="mnist", model=None):
             drawn.append((picture, pixels, images, boxes, probabilities))
     if answers:
         note = f" (the first {SHOWN} of {len(answers)})" if len(answers) > SHOWN else ""
-        save_picture(path.with_name(f"{path.stem}_predictions.png"), draw_predictions(drawn), note)
+        save_picture(path, "predictions", draw_predictions(drawn), note)
     return answers
 
 
@@ -238,8 +237,13 @@ def drawing_window(network, path):
         bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
         figure.canvas.draw_idle()
 
-    def add(stroke):
-        drawings.append(draw_stroke(drawings[-1], stroke))
+    def add_stroke(points):
+        drawing = drawings[-1].copy()
+        canvas = ImageDraw.Draw(drawing)
+        canvas.line(points, fill="black", width=PEN)
+        for point in points:  # round joints and ends, and a dot for a click
+            canvas.circle(point, PEN / 2, fill="black")
+        drawings.append(drawing)
         show()
 
     def obey(event):
@@ -249,36 +253,19 @@ def drawing_window(network, path):
         elif event.key == "z" and len(drawings) > 1:
             drawings.pop()
         elif event.key == "s":
-            message = save_drawing(drawings[-1], path)
-        else:
-            return
+            try:
+                with whole_file(path) as temporary:
+                    drawings[-1].save(temporary)
+                message = f"Saved {path}"
+            except InputError as error:
+                message = one_line(error)
         show(message)
 
     figure.canvas.mpl_connect("key_press_event", obey)
     # Kept, or Python would clear it away. The line that it shows is measured in points, not in pixels.
-    figure.pen = LassoSelector(paper, add, props={"color": "black", "linewidth": 0.8 * PEN})
+    figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
     show()
     return figure
-
-
-def draw_stroke(drawing, points):
-    """Return a copy of the drawing, a PIL image, with one more black stroke along `points` (x, y)."""
-    drawing = drawing.copy()
-    canvas = ImageDraw.Draw(drawing)
-    canvas.line(points, fill="black", width=PEN)
-    for point in points:  # round joints and ends, and a dot for a click
-        canvas.circle(point, PEN / 2, fill="black")
-    return drawing
-
-
-def save_drawing(drawing, path):
-    """Save the drawing as a PNG file; return how that went, in a line."""
-    try:
-        with whole_file(path) as temporary:
-            drawing.save(temporary)
-    except InputError as error:
-        return one_line(error)
-    return f"Saved {path}"
 
 
 # Trained models

@@ -99,7 +99,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     with whole_file(path) as temporary:
         save_network(network, temporary)
     print(f"Saved {path}")
-    save_picture(path.with_name(f"{path.stem}_curves.png"), draw_history(history.history))
+    save_picture(path, "curves", draw_history(history.history))
     return history
 
 
@@ -166,17 +166,17 @@ def batches(X, y, batch_size, seed=None, augment=False):
     indices = tf.data.Dataset.range(len(X))  # shuffled in place of the images, which are larger
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
-    # Two seeds for each batch, new ones in each epoch, for `distort`.
+    # Two random integers for each batch, new ones in each epoch: what `distort` takes as its seed.
     pairs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
-    def gather(index, pair):
+    def gather(batch, pair):
         # NumPy takes the images out of X; with X as a tensor, they would lie in memory twice.
-        images = tf.numpy_function(lambda i: X[i], [index], X.dtype, stateful=False)
+        images = tf.numpy_function(lambda indices: X[indices], [batch], X.dtype, stateful=False)
         images = tf.ensure_shape(images, (None, *X.shape[1:]))
         if augment:  # the first part of the batch: in a random order, it is as good as any
-            count = (tf.size(index) + DISTORT_ONE_IN - 1) // DISTORT_ONE_IN  # rounded up
+            count = (tf.size(batch) + DISTORT_ONE_IN - 1) // DISTORT_ONE_IN  # rounded up
             images = tf.concat([distort(images[:count], pair), images[count:]], axis=0)
-        return images, tf.gather(y, index)
+        return images, tf.gather(y, batch)
 
     dataset = tf.data.Dataset.zip(indices.batch(batch_size), pairs).map(gather).prefetch(2)
     options = tf.data.Options()
@@ -253,8 +253,9 @@ def save_network(network, path):
 logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
 
 
-def save_picture(path, figure, note=""):
-    """Save a figure, and show it where there is a display. Raises InputError."""
+def save_picture(model, name, figure, note=""):
+    """Save a figure beside the model's file, and show it where there is a display. Raises InputError."""
+    path = model.with_name(f"{model.stem}_{name}.png")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may hold what the font lacks
         warnings.filterwarnings("ignore", ".*non-interactive")  # no display: nothing to show
