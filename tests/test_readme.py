@@ -28,10 +28,8 @@ def test_sections_stand_in_the_seeds_order_and_the_contents_lead_to_them():
 
 
 def test_every_link_within_the_project_leads_somewhere():
-    headings = {
-        re.sub(r"[^\w -]", "", name).lower().replace(" ", "-")
-        for name in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    }
+    names = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in names}
     targets = [target for target in re.findall(r"\]\((\S+?)\)", README) if "://" not in target]
     assert targets
     for target in targets:
