@@ -124,7 +124,7 @@ def python(*args, cwd, stdout=subprocess.PIPE, **env):
 @pytest.fixture
 def script(tmp_path):
     """Return a function that runs a script in `tmp_path` as a user would, and returns the finished process."""
-    return lambda name, *args, **options: python(ROOT / name, *args, **{"cwd": tmp_path, **options})
+    return lambda name, *args, **options: python(ROOT / name, *args, cwd=tmp_path, **options)
 
 
 class End(NamedTuple):

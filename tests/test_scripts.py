@@ -249,13 +249,13 @@ def test_a_start_that_fails_shows_what_was_held_back(tmp_path):
 
 @posix
 @pytest.mark.parametrize(
-    "stream, name", [(1, "load_data.py"), pytest.param(2, "build_model.py", marks=pytest.mark.slow)]
+    "stream, args",
+    [(1, ("load_data.py", "--data", "small.npz")), pytest.param(2, ("build_model.py",), marks=pytest.mark.slow)],
 )
-def test_a_closed_stream_is_no_failure(stream, name, npz, tmp_path):
+def test_a_closed_stream_is_no_failure(stream, args, npz, tmp_path):
     """As `>&-` closes stdout, and `2>&-` stderr."""
     code = f"import os, sys; os.close({stream}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    args = ["--data", npz] if name == "load_data.py" else []
-    done = python("-c", code, ROOT / name, *args, cwd=tmp_path, **QUIET)
+    done = python("-c", code, ROOT / args[0], *args[1:], cwd=tmp_path, **QUIET)
     assert (done.returncode, done.stderr) == (0, "")
     assert ("93,322" in done.stdout) == (stream == 2)
 
