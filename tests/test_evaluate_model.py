@@ -345,7 +345,11 @@ def test_odd_file_names_are_shown_and_no_failure(name, shown, here, end_of, recw
 
 def test_models_of_digits_are_not_meant_for_pictures(here, end_of, saved):
     shutil.copy("m.h5", "digits_classification_model.h5")
-    for args in (("--data", "digits"), ("--model", "digits_classification_model.h5")):
+    for args in (
+        ["--data", "digits"],
+        ["--data", "digits", "--model", "m.h5"],
+        ["--model", "digits_classification_model.h5"],
+    ):
         end = end_of(module, *args, MY_DIGIT)
         assert end.code == 0 and end.out.startswith(f"{MY_DIGIT}: 7 (")
         assert end.err.startswith("note: a model trained on digits ") and end.err.count("\n") == 1
