@@ -54,8 +54,7 @@ def test_idx_folder(tmp_path, arrays, pack, end, dash):
 
 def test_digits_are_fixed_stratified_and_in_mnist_form():
     loaded = X_train, y_train, X_test, y_test = load_data("digits")
-    assert X_train.shape == (1500, 28, 28, 1) and X_test.shape == (297, 28, 28, 1)
-    assert y_train.shape == (1500, 10) and y_test.shape == (297, 10)
+    assert [array.shape for array in loaded] == [(1500, 28, 28, 1), (1500, 10), (297, 28, 28, 1), (297, 10)]
     assert all(array.dtype == np.float32 for array in loaded)
     assert X_train.min() == 0 and 0.9 < X_train.max() <= 1
     per_class = np.bincount(load_digits().target)
@@ -129,12 +128,10 @@ def test_wrong_npz(tmp_path, arrays, monkeypatch, words, change):
 def test_more_images_than_the_limit(npz, monkeypatch):
     monkeypatch.setattr(module, "MAX_IMAGES", 50)
     assert len(load_data(npz)[0]) == 30
-    monkeypatch.setattr(module, "MAX_IMAGES", 49)
-    with pytest.raises(InputError, match="more than 49 images"):
-        load_data(npz)
-    monkeypatch.setattr(module, "MAX_IMAGES", 25)
-    with pytest.raises(InputError, match="x_train: .*larger than 25 images"):
-        load_data(npz)
+    for limit, words in ((49, "more than 49 images"), (25, "x_train: .*larger than 25 images")):
+        monkeypatch.setattr(module, "MAX_IMAGES", limit)
+        with pytest.raises(InputError, match=words):
+            load_data(npz)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04" + bytes(100), b"PK\x05\x06" + bytes(18)])
@@ -170,7 +167,7 @@ def test_wrong_idx_folder(tmp_path, arrays, monkeypatch, name, content, words):
     monkeypatch.chdir(tmp_path)
     os.mkdir("data")
     write_idx(Path("data"), arrays, **{name: content or b""})
-    file = dict(zip(NAMES, IDX_FILES))[name]
+    file = IDX_FILES[NAMES.index(name)]
     if content is None:
         os.remove(f"data/{file}")
     with pytest.raises(InputError, match=f"^data: {words.replace('FILE', file)}"):
@@ -213,7 +210,7 @@ def mirror(tmp_path, monkeypatch, npz):
 
     good = npz.read_bytes()
     page = b"<html>log in first</html>".ljust(len(good))
-    contents = {"good": good, "break": good[: len(good) // 2], "stall": good[:1000], "page": page}
+    bodies = {"good": good, "break": good[: len(good) // 2], "stall": good[:1000], "page": page}
     state = types.SimpleNamespace(answer="good", asked=0, cache=tmp_path / "cache")
     state.cache.mkdir()
     release = threading.Event()
@@ -221,17 +218,15 @@ def mirror(tmp_path, monkeypatch, npz):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             state.asked += 1
-            if state.answer == "silence":
-                release.wait(60)
-            elif isinstance(state.answer, int):
-                self.send_error(state.answer)
-            else:
+            if state.answer in bodies:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(good)))
                 self.end_headers()
-                self.wfile.write(contents[state.answer])
-                if state.answer == "stall":
-                    release.wait(60)
+                self.wfile.write(bodies[state.answer])
+            elif state.answer == 404:
+                self.send_error(404)
+            if state.answer in ("silence", "stall"):
+                release.wait(60)
 
         def log_message(self, *args):
             pass
@@ -241,12 +236,9 @@ def mirror(tmp_path, monkeypatch, npz):
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
     def load_mnist():
-        path = keras.utils.get_file(
-            "mnist.npz",
-            origin=f"http://127.0.0.1:{server.server_address[1]}/mnist.npz",
-            file_hash=hashlib.sha256(good).hexdigest(),
-            cache_dir=state.cache,
-        )
+        origin = f"http://127.0.0.1:{server.server_port}/mnist.npz"
+        digest = hashlib.sha256(good).hexdigest()
+        path = keras.utils.get_file("mnist.npz", origin, file_hash=digest, cache_dir=state.cache)
         with np.load(path) as file:
             return (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
 
