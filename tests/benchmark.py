@@ -36,24 +36,21 @@ import numpy as np
 import tensorflow as tf
 
 # What one epoch of each takes of memory is measured in a process of its own.
-START = """
+ONE_EPOCH = """
 import resource, sys
 from load_data import load_data, run
 from build_model import build_model
-from train_model import plt, train_model
-"""
-END = """
-run(main)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-TEXTBOOK_MEMORY = """
-def main():
+from train_model import train_model
+
+def textbook():
     X_train, y_train, X_test, y_test = load_data(sys.argv[1])
     build_model().fit(X_train, y_train, epochs=1, validation_data=(X_test, y_test), verbose=0)
-"""
-RECIPE_MEMORY = """
-def main():
+
+def recipe():
     train_model(sys.argv[1], epochs=1)
+
+run({})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 # The ablation's rows: what is changed in train_model.py.
@@ -93,24 +90,19 @@ def our_recipe(arrays, epochs, seed, **changes):
         "progress": lambda: 0,
     }
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
+        model = Path(folder, "model.h5")
         with mock.patch.multiple(recipe, **untimed, **changes):
-            history = recipe.train_model(
-                epochs=epochs, batch_size=recipe.BATCH_SIZE, seed=seed, model=Path(folder, "model.h5")
-            )
+            history = recipe.train_model(epochs=epochs, batch_size=recipe.BATCH_SIZE, seed=seed, model=model)
     return history.history["val_accuracy"][-1]
 
 
-def peak_memory(code, data):
-    """Return the peak resident memory in MiB of a process of its own that runs `code` (POSIX only)."""
+def peak_memory(name, data):
+    """Return the peak resident memory in MiB of a process that runs a function of ONE_EPOCH (POSIX only)."""
     tell("peak memory")
+    command = [sys.executable, "-c", ONE_EPOCH.format(name), os.path.abspath(data) if os.path.exists(data) else data]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
-        child = subprocess.run(
-            [sys.executable, "-c", START + code + END, os.path.abspath(data) if os.path.exists(data) else data],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
+        child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     tell("")
     if child.returncode:
         raise InputError(child.stderr.strip().removeprefix("error: ") or "a training ended without a word")
@@ -150,7 +142,7 @@ def benchmark(data, seeds, quick):
     if recipe.BFLOAT16:
         runs.append(("`train_model.py` in float32", our_recipe, long, {"BFLOAT16": False}))
     # First, while this process is small: Linux counts what a child shares with it before its start.
-    textbook_memory, our_memory = peak_memory(TEXTBOOK_MEMORY, data), peak_memory(RECIPE_MEMORY, data)
+    textbook_memory, our_memory = peak_memory("textbook", data), peak_memory("recipe", data)
 
     arrays = load_data(data)
     accuracy, seconds = np.zeros((2, len(runs), seeds))

@@ -183,17 +183,14 @@ def page(rows, kind, rng):
         left, top = 0.1 * size, (number + 0.3) * height / len(rows)
         for digit in row:
             cell = draw(digit, rng, (int(1.1 * size), int(1.1 * size)), 0.9 * size, pen, (0.5, 0.5))
-            x, y = (
-                int(left),
-                int(np.clip(top + slope * (left - width / 2) + rng.normal(0, 0.04 * size), 0, height - size)),
-            )
+            y = top + slope * (left - width / 2) + rng.normal(0, 0.04 * size)
+            x, y = int(left), int(np.clip(y, 0, height - size))
             space = mask[y : y + len(cell), x : x + len(cell)]
             space |= cell[: space.shape[0], : space.shape[1]]
             left += size * (rng.uniform(0.95, 1.55) if kind == "page_uneven" else 1.15)
-    paper = kind.partition("_")[2]
-    if paper == "drawn":
+    if kind == "page_drawn":
         return paint(mask, BLACK, WHITE)
-    return photograph(mask, rng, paper)
+    return photograph(mask, rng, kind.partition("_")[2])
 
 
 # Counting
@@ -234,12 +231,12 @@ def make(kind, pick, rng):
     return page(np.split(images, lengths.cumsum()[:-1]), kind, rng), as_text(labels)
 
 
-def measure(network, X, y, per_kind, kinds=DRAWN + PAPER + PAGES + BLANK, seed=0):
+def measure(network, X, y, per_kind):
     """Return {kind: (right, right the usual way, pictures)}; images X (n, 28, 28, 1), one-hot labels y.
 
     Each picture is written to a file and read back from it.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = {}
 
     def pick(n):
@@ -247,14 +244,14 @@ def measure(network, X, y, per_kind, kinds=DRAWN + PAPER + PAGES + BLANK, seed=0
         return np.rint(255 * X[i, ..., 0]).astype(np.uint8), y[i].argmax(axis=1)
 
     with tempfile.TemporaryDirectory() as folder:
-        for kind in kinds:
+        for kind in DRAWN + PAPER + PAGES + BLANK:
             n = per_kind if kind != "photo12" else max(1, per_kind // 5)
             right = usual = 0
             for number in range(n):
                 tell(f"{kind}: {number + 1} of {n}")
                 image, label = make(kind, pick, rng)
                 path = Path(folder, "a.jpg" if image.format == "JPEG" else "a.png")
-                image.save(path, **{"quality": 90} if path.suffix == ".jpg" else {})
+                image.save(path, quality=90)  # which a PNG ignores
                 right += read(network, path) == label
                 usual += read_as_usual(network, image) == label
             counts[kind] = right, usual, n
@@ -271,9 +268,11 @@ def print_photos(network, folder):
             continue
         tell(path.name)
         answer = read(network, path)
-        (one if len(label) == 1 else several).append(answer == label)
         if len(label) == 1:
+            one.append(answer == label)
             usual.append(read_as_usual(network, Image.open(path)) == label)
+        else:
+            several.append(answer == label)
         tell("")
         print(f"{'right' if answer == label else 'WRONG'}  {path.name}: {answer or 'no digit found'}", flush=True)
     print(f"one digit: {sum(one)} of {len(one)} read right, the usual way {sum(usual)}")
