@@ -192,9 +192,10 @@ def test_boxes_are_in_pixels_of_the_whole_upright_picture(find):
     assert close(seven, same_seven)
 
 
-@pytest.mark.parametrize("convert", [np.asarray, lambda image: np.asarray(image.convert("RGBA"))])
-def test_pixels_are_taken_as_a_file_is(convert, find):
-    for got, expected in zip(find_digits(convert(page(*ROWS, size=(900, 700)))), find(page(*ROWS, size=(900, 700)))):
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_pixels_are_taken_as_a_file_is(mode, find):
+    image = page(*ROWS, size=(900, 700))
+    for got, expected in zip(find_digits(np.asarray(image.convert(mode))), find(image), strict=True):
         assert np.array_equal(got, expected)
 
 
