@@ -107,7 +107,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
     Args:
         pictures: paths of picture files with one or more digits each; see `find_digits()`.
-        data, model: as in `evaluate_model()`; `data` only names the default model.
+        data, model: as in `evaluate_model()`; `data` isn't loaded, it only names the default model.
 
     Returns:
         A list of (path, float32 class probabilities of shape (digits, 10)) of the pictures read.
@@ -117,7 +117,7 @@ def read_pictures(pictures, data="mnist", model=None):
     """
     path = model_path(data, model)
     network = load_model(path, data)
-    if data == "digits" or path.name.startswith("digits_"):
+    if data == "digits" or path.name == "digits_classification_model.h5":
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, drawn = [], []
     for picture in pictures:
@@ -139,7 +139,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
 
 def describe(probabilities, rows):
-    """Return what is read as text: `7 (99.87 %, then 1: 0.08 %)`, or `12 34? (least sure: 4, 71.20 %)`."""
+    """Return what is read as text, in rows: `7 (99.87 %, then 1: 0.08 %)`, `12 34? (least sure: 4, 71.20 %)`."""
     digits = np.array(read_digits(probabilities))
     text = " ".join("".join(digits[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
@@ -262,7 +262,7 @@ def drawing_window(network, path):
         show(message)
 
     figure.canvas.mpl_connect("key_press_event", obey)
-    # Kept, or Python would clear it away. The line that it shows is measured in points, not in pixels.
+    # Kept, as matplotlib holds it only weakly. The width of its line is in points, not in the drawing's pixels.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
     show()
     return figure
@@ -282,8 +282,8 @@ def load_model(path, data="mnist"):
         raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
         check_sizes(path)
-        # First without making room for the weights: if a file's layers don't fit its weights, it fails
-        # here, before a layer of gigabytes is made.
+        # First a trial without room for the weights: a file whose layers don't fit its weights fails here,
+        # before gigabytes are allocated.
         with keras.StatelessScope(initialize_variables=False):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
@@ -308,17 +308,17 @@ def check_sizes(path):
     with h5py.File(path) as file:
         file.visititems(lambda name, item: items.append(item))
         declared = sum(getattr(item, "nbytes", 0) for item in items)
-        # Keras keeps the names of a layer's weights in its attribute weight_names.
+        # By its attributes weight_names, a file could have Keras load one array many times.
         named = sum(np.size(value) for item in items for key, value in item.attrs.items() if "_names" in key)
     if declared > min(os.path.getsize(path), 2**28) or named > len(items):
         raise ValueError("it declares more weights than it holds, or more than 256 MiB")
 
 
 def predict(network, images, path, verbose=0):
-    """Return class probabilities (n, 10) by the network from the file `path`. Raises InputError if they are none."""
+    """Return the network's class probabilities (n, 10). Raises InputError, naming its file `path`, if they are none."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise InputError(f"{path}: its outputs are no probabilities (NaN, negative or not summing to 1)")
+        raise InputError(f"{path}: its outputs are not probabilities (NaN, negative or not summing to 1)")
     return probabilities
 
 

@@ -32,7 +32,7 @@ DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file o
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used; the message says what, and what to do, in one line."""
+    """A problem that the user can mend; the message says in one line what it is and, where it helps, what to do."""
 
 
 # Data sets
@@ -45,8 +45,9 @@ def load_data(source="mnist"):
         source: `"mnist"`, the 70,000 images that Keras downloads once and checks by SHA-256
             (cached under `~/.keras`, or `KERAS_HOME`); `"digits"`, the 1,797 8x8 digits that
             ship with scikit-learn, enlarged, 1,500 of them for training; or a path: an `.npz`
-            file with Keras's array names (`x_train`, `y_train`, `x_test`, `y_test`), or a
-            folder with the four IDX files of the original distribution, gzipped or not.
+            file with Keras's array names (`x_train`, `y_train`, `x_test`, `y_test`), images uint8
+            (n, 28, 28) and labels integers from 0 to 9, or a folder with the four IDX files of
+            the original distribution, gzipped or not.
 
     Returns:
         `X_train, y_train, X_test, y_test`. Images are float32 of shape (n, 28, 28, 1), from
@@ -66,7 +67,7 @@ def load_data(source="mnist"):
     else:
         x_train, y_train, x_test, y_test = read_npz(source)
     if x_train.nbytes + x_test.nbytes > MAX_IMAGES * math.prod(IMAGE_SHAPE):
-        raise InputError(f"{source}: more than {MAX_IMAGES} images")
+        raise InputError(f"{source}: larger than {MAX_IMAGES} images of 28x28 bytes")
     X_train, y_train = preprocess(f"{source}: train", x_train, y_train)
     X_test, y_test = preprocess(f"{source}: test", x_test, y_test)
     return X_train, y_train, X_test, y_test
@@ -113,12 +114,12 @@ def read_idx_folder(folder):
 def read_idx(folder, name, item_shape):
     """Return the uint8 array (n, *item_shape) of one IDX file: a big-endian header, then the bytes."""
     ndim = 1 + len(item_shape)
-    files = [f"{name}{dash}idx{ndim}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+    files = [f"{name}{separator}idx{ndim}-ubyte{end}" for separator in "-." for end in ("", ".gz")]
     found = [file for file in files if os.path.isfile(os.path.join(folder, file))]
     if not found:
         raise InputError(f"{folder}: has no {files[0]}, with or without .gz")
     where = f"{folder}: {found[0]}"
-    magic_number = 0x800 + ndim  # unsigned bytes in so many dimensions
+    expected_magic = 0x800 + ndim  # unsigned bytes in so many dimensions
     try:
         with open(os.path.join(folder, found[0]), "rb") as raw:
             file = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
@@ -126,10 +127,12 @@ def read_idx(folder, name, item_shape):
             data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte too many will be noticed
     except (OSError, EOFError, struct.error, zlib.error) as error:
         raise InputError(f"{where}: truncated or corrupt ({error})") from error
-    if magic != magic_number:
-        raise InputError(f"{where}: magic number is {magic:#010x}, expected {magic_number:#010x}")
+    if magic != expected_magic:
+        raise InputError(f"{where}: magic number is {magic:#010x}, expected {expected_magic:#010x}")
     if tuple(shape[1:]) != item_shape:
         raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}")
+    if shape[0] > MAX_IMAGES:
+        raise InputError(f"{where}: more than {MAX_IMAGES} images")
     size = math.prod(shape)
     if len(data) != size:
         raise InputError(f"{where}: header says {shape}; {'more' if len(data) > size else 'fewer'} bytes follow")
@@ -174,26 +177,26 @@ def preprocess(name, images, labels):
 
 
 # Pictures of your own. How find_digits() goes about it:
-# 1. Grey: the colours are projected onto their first principal component.
-# 2. Ink: made bright; the paper, a morphological opening wider than any stroke, is subtracted.
-# 3. Strokes: connected components of strong ink, without ruled lines and what lies at the border.
-# 4. Digits: strokes close above one another form one digit; specks and dashes are dropped.
-# 5. Rows and centre: in reading order, each is put into 28x28 pixels as MNIST's authors put theirs.
+# 1. flatten(): the colours are projected onto their first principal component.
+# 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
+# 3. find_strokes(): connected components of strong ink, without ruled lines and what lies at the border.
+# 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
+# 5. find_rows(), cut_out(), thicken(), center(): in reading order, each digit is put into 28x28 pixels
+#    as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
-LONGEST = 1000  # pixels of a picture's longer side, in which digits are looked for
+LONGEST = 1000  # pixels; a picture file with a longer side is reduced to this before the search
 
 
 def find_digits(picture, name="picture"):
     """Find all handwritten digits in a picture, and prepare them as MNIST's authors prepared theirs.
 
     Args:
-        picture: a file that Pillow can read (reduced to 1,000 pixels before digits are looked for), or
-            uint8 pixels (height, width) or (height, width, 3 or 4), taken as they are.
+        picture: a file that Pillow can read, or uint8 pixels (height, width) or (height, width, 3 or 4).
         name: what an error calls the picture if it is given as pixels.
 
     Returns:
-        `images, boxes, rows`, in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink);
-        the digits' left, top, right and bottom in the picture's pixels, int (n, 4); the rows' numbers, int (n,).
+        `images, boxes, rows`, in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink); the digits'
+        left, top, right and bottom in pixels of the upright picture, int (n, 4); the rows' numbers, int (n,).
 
     Raises:
         InputError: no such file, no picture, too large, or no digit in it.
@@ -204,13 +207,14 @@ def find_digits(picture, name="picture"):
         name = picture
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
-    labels, numbers, boxes = join_strokes(*find_strokes(ink))
-    if len(numbers) == 0:
+    strokes, usual_length = find_strokes(ink)
+    components, labels, boxes = join_strokes(strokes, usual_length)
+    if len(labels) == 0:
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
     rows = find_rows(boxes)
     order = np.lexsort((boxes[:, 0], rows))
-    numbers, boxes, rows = numbers[order], boxes[order], rows[order]
-    images = [center(thicken(cut_out(ink, labels == number, box))) for number, box in zip(numbers, boxes)]
+    labels, boxes, rows = labels[order], boxes[order], rows[order]
+    images = [center(thicken(cut_out(ink, components == label, box))) for label, box in zip(labels, boxes)]
     return np.stack(images)[..., np.newaxis], np.rint(boxes * reduction).astype(int), rows
 
 
@@ -221,8 +225,9 @@ def load_picture(path):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             length = max(image.size)
-            if "progressive" not in image.info:  # such a JPEG is always decoded whole
-                image.draft(None, (LONGEST, LONGEST))  # any other JPEG at a half to an eighth of its size
+            # A JPEG can be decoded at a half to an eighth of its size, but a progressive one takes the memory of all.
+            if "progressive" not in image.info:
+                image.draft(None, (LONGEST, LONGEST))
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError("too many megapixels")
             if image.format == "EPS":
@@ -247,23 +252,24 @@ def flatten(pixels):
     color = paper + (color - paper) * opacity
     covariance = np.cov(color.reshape(-1, 3), rowvar=False, bias=True)
     axis = np.linalg.eigh(covariance).eigenvectors[:, -1]  # along which the colours differ most
-    axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, within 0 to 255
+    axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, and all values span at most 255
     return color @ axis.astype(np.float32)
 
 
 def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
-    # Ink is the rare extreme: differences from the mean around it skew upwards if ink is bright.
-    # Two sizes of what is around err less often than one.
+    # Ink is rare and extreme: bright ink skews the differences from the mean around it upwards, dark ink
+    # downwards. Two sizes of what is around err less often than one.
     means = [ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4)]
     if sum(skew(grey - mean, axis=None) for mean in means) < 0:
         grey = 255 - grey
     grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
-    # Padded, so that a desk or a shadow at the border is as wide as paper, too.
+    # Padded, so that a desk or a shadow at the border is wide enough to count as paper.
     paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
-    # In a shadow the inverted paper is bright and its ink is weaker: made up for. 450 was tried out.
+    # In a shadow, where the inverted paper is bright, ink is weaker. 255 / (255 - paper) would restore all
+    # of it, and noise as well; 450, found by trial, restores a part.
     ink = (grey - paper) * 450 / (450 - paper)
     return ink - np.percentile(ink, 30)
 
@@ -272,7 +278,7 @@ def find_strokes(ink):
     """Return the mask of the ink that belongs to digits, (height, width), and the usual length of a stroke."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = ink > 0.4 * level
-    strong = remove_lines(remove_lines(strong).T).T  # about horizontal ones, then about vertical ones
+    strong = remove_lines(remove_lines(strong).T).T  # nearly horizontal ones, then nearly vertical ones
     labels, _ = ndimage.label(strong, np.ones((3, 3)))
     left, top, right, bottom = find_boxes(labels).T
     width, height = right - left, bottom - top
@@ -286,12 +292,12 @@ def find_strokes(ink):
     if area[kept].sum() <= area[~faint & ~across].sum() / 4:  # then it is the digits that lie at the border
         kept = ~faint & ~across
     strokes = np.append(False, kept)[labels]
-    lengths = np.maximum(width, height)[labels[strokes] - 1]  # each pixel of ink votes
+    lengths = np.maximum(width, height)[labels[strokes] - 1]  # each pixel votes with its stroke's length
     return strokes, np.median(lengths) if len(lengths) else 0
 
 
 def remove_lines(strong):
-    """Return the mask without ruled lines: thin, about horizontal, and reaching the left or right border."""
+    """Return the mask without ruled lines: thin, nearly horizontal, and reaching the left or right border."""
     width = strong.shape[1]
     # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap and become long.
     runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, 1 + int(0.15 * width)))
@@ -299,8 +305,8 @@ def remove_lines(strong):
     left, _, right, _ = find_boxes(labels).T
     ruled = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
     lines = ndimage.maximum_filter(np.append(False, ruled)[labels], 3)
-    strokes = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line is
-    return strong & (strokes | ~lines)
+    tall = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line: a digit that crosses it
+    return strong & (tall | ~lines)
 
 
 def find_boxes(labels):
@@ -310,7 +316,7 @@ def find_boxes(labels):
 
 
 def join_strokes(strokes, usual_length):
-    """Join strokes close above one another; return their labels (height, width), the digits' labels and boxes."""
+    """Join strokes close above one another; return a label image (height, width), the digits' labels and boxes."""
     # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
     reach = 1 + 2 * int(0.15 * usual_length)
     labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
@@ -323,7 +329,7 @@ def join_strokes(strokes, usual_length):
 
 
 def find_rows(boxes):
-    """Return the number of each box's row, int (n,): a new one starts where the next middle is half a digit lower."""
+    """Return the number of each box's row, int (n,): a new row starts where the next middle is half a digit lower."""
     middles = boxes[:, [1, 3]].mean(axis=1)
     height = np.median(boxes[:, 3] - boxes[:, 1])
     order = middles.argsort()
@@ -344,11 +350,12 @@ def cut_out(ink, strokes, box):
 
 def thicken(ink):
     """Return ink with its strokes grown to a tenth of its longer side, as wide as MNIST's, if they are thinner."""
-    wanted = 0.05 * max(ink.shape)  # half of a stroke's width, in pixels
-    ink = np.pad(ink, int(wanted))
+    half_width = 0.05 * max(ink.shape)  # that is wanted, in pixels
+    ink = np.pad(ink, int(half_width))
     strokes = ink > 0.5
-    # The mean distance to a stroke's edge is a quarter of its width; 1 makes up for whole pixels.
-    lacking = wanted - 2 * ndimage.distance_transform_edt(strokes)[strokes].mean() + 1
+    # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
+    mean_distance = ndimage.distance_transform_edt(strokes)[strokes].mean()
+    lacking = half_width - (2 * mean_distance - 1)
     return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
 
 
@@ -372,15 +379,15 @@ def data_parser(description):
 
 
 def run(main):
-    """Run a script's `main()`: of an error that the user can mend, one line is shown, without a traceback."""
-    if sys.stdout:  # None where it is closed
+    """Run a script's `main()`; show an error that the user can mend as one line, without a traceback."""
+    if hasattr(sys.stdout, "reconfigure"):  # it is None where it is closed, and a notebook's has no encoding
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may not fit the encoding
     try:
         try:
             main()
         finally:  # also when argparse exits after --help
             if sys.stdout:
-                sys.stdout.flush()  # what can't be written shall fail here, not at Python's end
+                sys.stdout.flush()  # what can't be written should fail here, not at Python's end
     except InputError as error:
         sys.exit(one_line(error))
     except KeyboardInterrupt as stop:
@@ -403,7 +410,7 @@ def one_line(error):
 def quiet_start():
     """Hold back what TensorFlow writes straight to stderr when it starts: no setting hides all of it.
 
-    It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, turns this off.
+    It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, lets all through.
     """
     if sys.stderr is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield

@@ -22,18 +22,20 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.ticker import MaxNLocator
 
-# The recipe. Every choice was made on the last 10,000 training images (see the README).
+logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())  # Keras advises against .h5
+
+# The recipe. Every choice was made by validating on the last 10,000 training images, held out (see the README).
 EPOCHS = 10
 BATCH_SIZE = 128  # smaller ones are slower on 2 CPU cores, larger ones less accurate in short runs
 PEAK_RATE = 8e-3  # Adam's learning rate at the top of the cycle, in a run of one epoch
-PEAK_DECAY = 0.3  # longer runs do better with a lower one: 10**0.3 = 2, so half of it in 10 epochs
+PEAK_DECAY = 0.3  # longer runs do better with a lower peak: 10**0.3 is 2, so it is halved for 10 epochs
 WARM_UP = 0.2  # part of the run in which the rate climbs
-DISTORT_ONE_IN = 2  # half of each batch is distorted: as accurate as all of it, and faster
+DISTORT_ONE_IN = 2  # half of each batch is distorted: as accurate as distorting all of it, and faster
 ROTATION = 10  # largest angle, degrees
 SCALING = 0.1  # largest change of width and of height
 SHIFT = 2  # largest shift, pixels
-# On a CPU with units for bfloat16, 16-bit floats, training takes about two thirds of the time and is
-# as accurate; without them it would take longer. Linux lists them; on a GPU it was not measured.
+# On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time at the
+# same accuracy; without them it would take longer. Linux lists a CPU's in this file. Not measured on a GPU.
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FLAGS = CPUINFO.read_text().split() if CPUINFO.exists() else []
 BFLOAT16 = ("amx_bf16" in CPU_FLAGS or "avx512_bf16" in CPU_FLAGS) and not tf.config.list_physical_devices("GPU")
@@ -77,7 +79,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
-    # Each epoch trains in bfloat16, then validates in float32, in which the model is also saved.
+    # Each epoch trains in bfloat16 where BFLOAT16 is true; validation and saving are always in float32.
     precision = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: compute_in("mixed_bfloat16" if BFLOAT16 else "float32", network),
         on_test_begin=lambda logs: compute_in("float32", network),
@@ -88,7 +90,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
             epochs=epochs,
             validation_data=batches(X_test, y_test, batch_size),
             callbacks=[precision, keras.callbacks.TerminateOnNaN(), *callbacks],
-            shuffle=False,  # or Keras warns that it leaves the batches' order alone
+            shuffle=False,  # otherwise Keras warns that it can't shuffle a Dataset
             verbose=progress(),
         )
     except KeyboardInterrupt:
@@ -133,7 +135,9 @@ def one_cycle(epochs, steps):
     peak = PEAK_RATE / epochs**PEAK_DECAY
     total = epochs * steps
     warm_up = int(WARM_UP * total)
-    return keras.optimizers.schedules.CosineDecay(peak / 100, total - warm_up, warmup_target=peak, warmup_steps=warm_up)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=peak / 100, warmup_target=peak, warmup_steps=warm_up, decay_steps=total - warm_up
+    )
 
 
 def steps_per_execution(steps):
@@ -145,13 +149,13 @@ def steps_per_execution(steps):
 
 
 def compute_in(dtype_policy, network):
-    """Let the network's layers compute by a Keras dtype policy; their weights stay float32."""
+    """Let all layers but the last compute by a Keras dtype policy; their weights stay float32."""
     for layer in network.layers[:-1]:  # the last one's probabilities need float32's digits
         layer.dtype_policy = dtype_policy
 
 
 def progress():
-    """Return Keras's `verbose`: a progress bar on a terminal, a line per epoch in a file."""
+    """Return Keras's `verbose`: a progress bar on a terminal, a line per epoch elsewhere."""
     return 1 if sys.stdout and sys.stdout.isatty() else 2
 
 
@@ -163,20 +167,20 @@ def batches(X, y, batch_size, seed=None, augment=False):
 
     With a seed, each epoch has a new order; with `augment`, part of each batch is distorted.
     """
-    indices = tf.data.Dataset.range(len(X))  # shuffled in place of the images, which are larger
+    indices = tf.data.Dataset.range(len(X))  # these are shuffled rather than the images, which are larger
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
     # Two random integers for each batch, new ones in each epoch: what `distort` takes as its seed.
     pairs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
-    def gather(batch, pair):
+    def gather(chosen, pair):
         # NumPy takes the images out of X; with X as a tensor, they would lie in memory twice.
-        images = tf.numpy_function(lambda indices: X[indices], [batch], X.dtype, stateful=False)
+        images = tf.numpy_function(lambda chosen: X[chosen], [chosen], X.dtype, stateful=False)
         images = tf.ensure_shape(images, (None, *X.shape[1:]))
         if augment:  # the first part of the batch: in a random order, it is as good as any
-            count = (tf.size(batch) + DISTORT_ONE_IN - 1) // DISTORT_ONE_IN  # rounded up
+            count = (tf.size(chosen) + DISTORT_ONE_IN - 1) // DISTORT_ONE_IN  # rounded up
             images = tf.concat([distort(images[:count], pair), images[count:]], axis=0)
-        return images, tf.gather(y, batch)
+        return images, tf.gather(y, chosen)
 
     dataset = tf.data.Dataset.zip(indices.batch(batch_size), pairs).map(gather).prefetch(2)
     options = tf.data.Options()
@@ -207,7 +211,7 @@ def distort(images, seed):
 
 @contextlib.contextmanager
 def whole_file(path):
-    """Yield a temporary file beside `path` that takes its place if the block ends well. Raises InputError."""
+    """Yield a temporary file that replaces `path` if the block succeeds. Raises InputError."""
     temporary = create_temporary(path)
     try:
         yield temporary
@@ -243,26 +247,22 @@ def clear_leftovers(path):
 
 def save_network(network, path):
     """Write the network and its optimizer to the .h5 file `path`. Raises OSError when the disk is full."""
-    # HDF5 can crash Python on a full disk, so try first whether there is space: 4 bytes for each
-    # weight and for Adam's two moments of it, and as much again for what describes them.
-    path.write_bytes(bytes(24 * network.count_params() + 2**18))
+    # HDF5 can crash Python on a full disk, so try first whether there is space: for each weight and Adam's
+    # two moments of it, 4 bytes each, and as much again, and 256 KiB, for what HDF5 stores beside them.
+    path.write_bytes(bytes(2 * 4 * 3 * network.count_params() + 2**18))
     network.save(path)
 
 
-# Keras advises against .h5 at every save, but it is the format that the README names.
-logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
-
-
-def save_picture(model, name, figure, note=""):
+def save_picture(model_file, name, figure, note=""):
     """Save a figure beside the model's file, and show it where there is a display. Raises InputError."""
-    path = model.with_name(f"{model.stem}_{name}.png")
+    path = model_file.with_name(f"{model_file.stem}_{name}.png")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may hold what the font lacks
         warnings.filterwarnings("ignore", ".*non-interactive")  # no display: nothing to show
         try:
             with whole_file(path) as temporary:
                 figure.savefig(temporary)
-        except RuntimeError as error:
+        except RuntimeError as error:  # matplotlib's, of a font that can't be read
             raise InputError(f"{path}: could not be drawn ({error})") from error
         print(f"Saved {path}{note}")
         plt.show()
@@ -286,7 +286,7 @@ def draw_history(history):
 
 # Running as a script
 
-MODEL_HELP = "the model's file (default: the data's name and _classification_model.h5, in this folder)"
+MODEL_HELP = "the model's file (default: the data's name and _classification_model.h5, in the current folder)"
 
 
 def main():
@@ -299,7 +299,7 @@ def main():
     )
     parser.add_argument("--model", metavar="FILE.h5", help=MODEL_HELP)
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="don't distort the images")
-    train_model(**vars(parser.parse_args()))
+    train_model(**vars(parser.parse_args()))  # each option has the name of a parameter
 
 
 if __name__ == "__main__":

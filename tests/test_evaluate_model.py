@@ -239,7 +239,7 @@ def test_outputs_that_are_no_probabilities_are_not_scored(activation, weight, tm
     path = save(tmp_path / "m.h5", dense)
     for args in (("--data", npz), (MY_DIGIT,)):
         end = end_of(module, "--model", path, *args)
-        assert_one_line(end.code, f"error: {path}: its outputs are no probabilities")
+        assert_one_line(end.code, f"error: {path}: its outputs are not probabilities")
         assert "accuracy" not in end.out and not list(tmp_path.glob("*.png"))
 
 
@@ -350,6 +350,8 @@ def test_models_of_digits_are_not_meant_for_pictures(here, end_of, saved):
         end = end_of(module, *args, MY_DIGIT)
         assert end.code == 0 and end.out.startswith(f"{MY_DIGIT}: 7 (")
         assert end.err.startswith("note: a model trained on digits ") and end.err.count("\n") == 1
+    shutil.copy("m.h5", "digits_v2.h5")  # anybody's digits
+    assert end_of(module, "--model", "digits_v2.h5", MY_DIGIT).err == ""
 
 
 def test_the_figure_shows_what_was_found_where_and_what_the_network_saw(here, end_of, saved):

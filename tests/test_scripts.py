@@ -1,5 +1,6 @@
 """The scripts as a user starts them: output, exit status, a quiet start, and what the seed README's own calls need."""
 
+import io
 import os
 import sys
 
@@ -199,6 +200,14 @@ run(main)
     done = python("-c", code, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout) == (1, "Saved \\xfc\\u6570.h5\n")
     assert done.stderr == "error: \\xfc\\u6570\n"
+
+
+def test_a_notebooks_output_will_do(monkeypatch):
+    """What `%run load_data.py` prints to is no file, and has no encoding that could be changed."""
+    output = io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    load_data.run(lambda: print("done"))
+    assert output.getvalue() == "done\n"
 
 
 # A quiet start. TensorFlow starts once in a process, so these have processes of their own.
