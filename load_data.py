@@ -236,9 +236,9 @@ def load_picture(path):
             if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
                 deep = np.nan_to_num(np.asarray(image, np.float32))
                 image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            image = image.convert("RGBA")
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
-            return np.asarray(image.convert("RGBA")), length / max(image.size)
+            return np.asarray(image), length / max(image.size)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         advice = "export it as JPEG, of at most 20 megapixels"
         raise InputError(f"{path}: not a picture that can be read ({error}); {advice}") from error
