@@ -139,7 +139,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
 
 def describe(probabilities, rows):
-    """Return what is read as text, in rows: `7 (99.87 %, then 1: 0.08 %)`, `12 34? (least sure: 4, 71.20 %)`."""
+    """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
     digits = np.array(read_digits(probabilities))
     text = " ".join("".join(digits[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
@@ -156,7 +156,7 @@ def read_digits(probabilities):
 
 
 def printable(path):
-    """Return a path as text without control characters or what UTF-8 can't encode."""
+    """Return a text or path with `?` for control characters and what UTF-8 can't encode."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", os.fspath(path).encode(errors="replace").decode())
 
 
@@ -226,7 +226,7 @@ def drawing_window(network, path):
         page.set_data(drawings[-1])
         seen.clear()
         bars.clear()
-        with contextlib.suppress(InputError):  # no digit there yet
+        with contextlib.suppress(InputError):  # no digit there yet: nothing to show
             images, _, rows = find_digits(np.asarray(drawings[-1]))
             probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
             message = message or describe(probabilities, rows)
@@ -308,14 +308,14 @@ def check_sizes(path):
     with h5py.File(path) as file:
         file.visititems(lambda name, item: items.append(item))
         declared = sum(getattr(item, "nbytes", 0) for item in items)
-        # By its attributes weight_names, a file could have Keras load one array many times.
+        # Keras loads what attributes like layer_names and weight_names list: a good file lists no item twice.
         named = sum(np.size(value) for item in items for key, value in item.attrs.items() if "_names" in key)
     if declared > min(os.path.getsize(path), 2**28) or named > len(items):
         raise ValueError("it declares more weights than it holds, or more than 256 MiB")
 
 
 def predict(network, images, path, verbose=0):
-    """Return the network's class probabilities (n, 10). Raises InputError, naming its file `path`, if they are none."""
+    """Return class probabilities (n, 10). Raises InputError, naming the model's file `path`, for other outputs."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError(f"{path}: its outputs are not probabilities (NaN, negative or not summing to 1)")

@@ -114,6 +114,7 @@ def read_idx_folder(folder):
 def read_idx(folder, name, item_shape):
     """Return the uint8 array (n, *item_shape) of one IDX file: a big-endian header, then the bytes."""
     ndim = 1 + len(item_shape)
+    # Such as train-images-idx3-ubyte or train-images.idx3-ubyte.gz
     files = [f"{name}{separator}idx{ndim}-ubyte{end}" for separator in "-." for end in ("", ".gz")]
     found = [file for file in files if os.path.isfile(os.path.join(folder, file))]
     if not found:
@@ -181,8 +182,8 @@ def preprocess(name, images, labels):
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): connected components of strong ink, without ruled lines and what lies at the border.
 # 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
-# 5. find_rows(), cut_out(), thicken(), center(): in reading order, each digit is put into 28x28 pixels
-#    as MNIST's authors put theirs.
+# 5. find_rows(), cut_out(), thicken(), center(): in reading order, each digit is thickened if it is thin,
+#    and put into 28x28 pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
 LONGEST = 1000  # pixels; a picture file with a longer side is reduced to this before the search
 
@@ -225,7 +226,8 @@ def load_picture(path):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             length = max(image.size)
-            # A JPEG can be decoded at a half to an eighth of its size, but a progressive one takes the memory of all.
+            # A JPEG can be decoded at a half to an eighth of its size. A progressive one takes the memory of all
+            # of it nevertheless, so its full size counts.
             if "progressive" not in image.info:
                 image.draft(None, (LONGEST, LONGEST))
             if image.width * image.height > MOST_PIXELS:
@@ -259,8 +261,8 @@ def flatten(pixels):
 def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
-    # Ink is rare and extreme: bright ink skews the differences from the mean around it upwards, dark ink
-    # downwards. Two sizes of what is around err less often than one.
+    # Ink is rare and extreme: bright ink skews the differences from the local mean upwards, dark ink
+    # downwards. Two sizes of window err less often than one.
     means = [ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4)]
     if sum(skew(grey - mean, axis=None) for mean in means) < 0:
         grey = 255 - grey
@@ -275,7 +277,7 @@ def remove_paper(grey):
 
 
 def find_strokes(ink):
-    """Return the mask of the ink that belongs to digits, (height, width), and the usual length of a stroke."""
+    """Return the mask of the digits' ink, (height, width), and the usual length of a stroke, mostly a whole digit."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = ink > 0.4 * level
     strong = remove_lines(remove_lines(strong).T).T  # nearly horizontal ones, then nearly vertical ones
@@ -304,7 +306,7 @@ def remove_lines(strong):
     labels, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(labels).T
     ruled = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
-    lines = ndimage.maximum_filter(np.append(False, ruled)[labels], 3)
+    lines = ndimage.maximum_filter(np.append(False, ruled)[labels], 3)  # grown again, to cover ragged edges
     tall = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line: a digit that crosses it
     return strong & (tall | ~lines)
 
@@ -339,7 +341,7 @@ def find_rows(boxes):
 
 
 def cut_out(ink, strokes, box):
-    """Return the ink of one digit, whose strokes are a mask, with their faint edge, from 0 to 1."""
+    """Return one digit's ink, from 0 to 1: what lies in its mask `strokes`, and its faint edge."""
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -349,13 +351,14 @@ def cut_out(ink, strokes, box):
 
 
 def thicken(ink):
-    """Return ink with its strokes grown to a tenth of its longer side, as wide as MNIST's, if they are thinner."""
+    """Return ink with strokes that are thin grown towards a tenth of its longer side, the width of MNIST's."""
     half_width = 0.05 * max(ink.shape)  # that is wanted, in pixels
     ink = np.pad(ink, int(half_width))
     strokes = ink > 0.5
     # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
     mean_distance = ndimage.distance_transform_edt(strokes)[strokes].mean()
     lacking = half_width - (2 * mean_distance - 1)
+    # Beside a stroke the distance to it is 1, so it grows by a pixel less than is lacking. No stroke shrinks.
     return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
 
 
@@ -380,7 +383,7 @@ def data_parser(description):
 
 def run(main):
     """Run a script's `main()`; show an error that the user can mend as one line, without a traceback."""
-    if hasattr(sys.stdout, "reconfigure"):  # it is None where it is closed, and a notebook's has no encoding
+    if hasattr(sys.stdout, "reconfigure"):  # None where it is closed, and a notebook's can't be
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may not fit the encoding
     try:
         try:
@@ -396,7 +399,7 @@ def run(main):
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # Our output's reader has gone (`... | head -1`), or its disk is full: nothing more can be printed.
+        # Our output's reader has gone (`... | head -1`), or its disk is full: what is left goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1 if error.errno == errno.EPIPE else one_line(error))
 
@@ -410,7 +413,7 @@ def one_line(error):
 def quiet_start():
     """Hold back what TensorFlow writes straight to stderr when it starts: no setting hides all of it.
 
-    It is shown if the start fails. Setting TF_CPP_MIN_LOG_LEVEL, to anything, lets all through.
+    It is shown if the start fails. If the user has set TF_CPP_MIN_LOG_LEVEL, nothing is held back.
     """
     if sys.stderr is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield

@@ -14,7 +14,7 @@ import uuid
 import warnings
 from pathlib import Path
 
-from build_model import build_model, keras
+from build_model import build_model, keras  # first: it starts TensorFlow quietly
 from load_data import InputError, check_source, data_parser, load_data, run
 
 import matplotlib.pyplot as plt
@@ -79,7 +79,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
-    # Each epoch trains in bfloat16 where BFLOAT16 is true; validation and saving are always in float32.
+    # A step is traced at its first batch, by the policy that the layers then have: training in bfloat16 where
+    # BFLOAT16 is true, validation in float32. The last validation leaves float32 for the saved model, too.
     precision = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: compute_in("mixed_bfloat16" if BFLOAT16 else "float32", network),
         on_test_begin=lambda logs: compute_in("float32", network),
@@ -122,7 +123,7 @@ def model_path(data, model=None):
     """
     check_source(data)
     if model is None:
-        source = Path(os.path.abspath(data))
+        source = Path(os.path.abspath(data))  # so that "." has a name, too
         model = f"{source.name if source.is_dir() else source.stem}_classification_model.h5"
     path = Path(model)
     if path.suffix != ".h5":
@@ -141,7 +142,7 @@ def one_cycle(epochs, steps):
 
 
 def steps_per_execution(steps):
-    """Return how many of an epoch's `steps` to take at a time: fewer returns to Python take less time.
+    """Return how many of an epoch's `steps` to take at a time, which saves returns to Python.
 
     It divides `steps`, or Keras's progress bar would run past its end.
     """
@@ -149,7 +150,7 @@ def steps_per_execution(steps):
 
 
 def compute_in(dtype_policy, network):
-    """Let all layers but the last compute by a Keras dtype policy; their weights stay float32."""
+    """Give all layers but the last a Keras dtype policy to compute in; their weights stay float32."""
     for layer in network.layers[:-1]:  # the last one's probabilities need float32's digits
         layer.dtype_policy = dtype_policy
 
@@ -202,7 +203,7 @@ def distort(images, seed):
     center = (images.shape[1] - 1) / 2  # stays where it is, but for the random shift
     shift_x = center - (a + b) * center + SHIFT * random[3]
     shift_y = center - (c + d) * center + SHIFT * random[4]
-    zero = tf.zeros_like(a)  # affine_transform() could do perspective, too
+    zero = tf.zeros_like(a)  # the last two parameters are for perspective: none
     return keras.ops.image.affine_transform(images, tf.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1))
 
 
@@ -247,8 +248,8 @@ def clear_leftovers(path):
 
 def save_network(network, path):
     """Write the network and its optimizer to the .h5 file `path`. Raises OSError when the disk is full."""
-    # HDF5 can crash Python on a full disk, so try first whether there is space: for each weight and Adam's
-    # two moments of it, 4 bytes each, and as much again, and 256 KiB, for what HDF5 stores beside them.
+    # HDF5 can crash Python on a full disk, so try first whether there is space: 4 bytes for each weight and
+    # for Adam's two moments of it, doubled, plus 256 KiB, for HDF5's own data.
     path.write_bytes(bytes(2 * 4 * 3 * network.count_params() + 2**18))
     network.save(path)
 
