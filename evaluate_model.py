@@ -282,8 +282,8 @@ def load_model(path, data="mnist"):
         raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
         check_sizes(path)
-        # First a trial without room for the weights: a file whose layers don't fit its weights fails here,
-        # before gigabytes are allocated.
+        # First a trial in which Keras allocates no variables: a file whose layers don't fit its weights fails
+        # here, before gigabytes are allocated.
         with keras.StatelessScope(initialize_variables=False):
             keras.models.load_model(path, compile=False)
         network = keras.models.load_model(path, compile=False)
@@ -300,7 +300,7 @@ def load_model(path, data="mnist"):
 
 
 def check_sizes(path):
-    """Raise ValueError if an .h5 file declares more weights than it holds, or more than 256 MiB of them.
+    """Raise ValueError if an .h5 file declares more weights than it holds, lists some twice, or has over 256 MiB.
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """
@@ -308,14 +308,14 @@ def check_sizes(path):
     with h5py.File(path) as file:
         file.visititems(lambda name, item: items.append(item))
         declared = sum(getattr(item, "nbytes", 0) for item in items)
-        # Keras loads what attributes like layer_names and weight_names list: a good file lists no item twice.
+        # Keras loads an item as often as attributes like layer_names list it: in a good file, once at most.
         named = sum(np.size(value) for item in items for key, value in item.attrs.items() if "_names" in key)
     if declared > min(os.path.getsize(path), 2**28) or named > len(items):
-        raise ValueError("it declares more weights than it holds, or more than 256 MiB")
+        raise ValueError("it declares more weights than it holds, lists some twice, or has over 256 MiB")
 
 
 def predict(network, images, path, verbose=0):
-    """Return class probabilities (n, 10). Raises InputError, naming the model's file `path`, for other outputs."""
+    """Return class probabilities (n, 10). Raises InputError, naming the model's file `path`, if they are none."""
     probabilities = network.predict(images, batch_size=250, verbose=verbose)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError(f"{path}: its outputs are not probabilities (NaN, negative or not summing to 1)")

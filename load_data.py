@@ -1,4 +1,4 @@
-"""Load MNIST, or any data set of its form, as float32 images and one-hot labels.
+"""Load MNIST, or any data set of its form, as float32 images and one-hot labels; find the digits in pictures.
 
 python load_data.py [--data mnist | digits | PATH]
 """
@@ -125,7 +125,7 @@ def read_idx(folder, name, item_shape):
         with open(os.path.join(folder, found[0]), "rb") as raw:
             file = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 * (1 + ndim)))
-            data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte too many will be noticed
+            data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte more, to notice a file that is too long
     except (OSError, EOFError, struct.error, zlib.error) as error:
         raise InputError(f"{where}: truncated or corrupt ({error})") from error
     if magic != expected_magic:
@@ -133,7 +133,7 @@ def read_idx(folder, name, item_shape):
     if tuple(shape[1:]) != item_shape:
         raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}")
     if shape[0] > MAX_IMAGES:
-        raise InputError(f"{where}: more than {MAX_IMAGES} images")
+        raise InputError(f"{where}: more than {MAX_IMAGES} items")
     size = math.prod(shape)
     if len(data) != size:
         raise InputError(f"{where}: header says {shape}; {'more' if len(data) > size else 'fewer'} bytes follow")
@@ -180,7 +180,7 @@ def preprocess(name, images, labels):
 # Pictures of your own. How find_digits() goes about it:
 # 1. flatten(): the colours are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
-# 3. find_strokes(): connected components of strong ink, without ruled lines and what lies at the border.
+# 3. find_strokes(): connected components of strong ink, without lines, faint ones and what lies at the border.
 # 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
 # 5. find_rows(), cut_out(), thicken(), center(): in reading order, each digit is thickened if it is thin,
 #    and put into 28x28 pixels as MNIST's authors put theirs.
@@ -209,13 +209,13 @@ def find_digits(picture, name="picture"):
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
     strokes, usual_length = find_strokes(ink)
-    components, labels, boxes = join_strokes(strokes, usual_length)
-    if len(labels) == 0:
+    labels, digit_labels, boxes = join_strokes(strokes, usual_length)
+    if len(digit_labels) == 0:
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
     rows = find_rows(boxes)
     order = np.lexsort((boxes[:, 0], rows))
-    labels, boxes, rows = labels[order], boxes[order], rows[order]
-    images = [center(thicken(cut_out(ink, components == label, box))) for label, box in zip(labels, boxes)]
+    digit_labels, boxes, rows = digit_labels[order], boxes[order], rows[order]
+    images = [center(thicken(cut_out(ink, labels == label, box))) for label, box in zip(digit_labels, boxes)]
     return np.stack(images)[..., np.newaxis], np.rint(boxes * reduction).astype(int), rows
 
 
@@ -233,7 +233,7 @@ def load_picture(path):
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError("too many megapixels")
             if image.format == "EPS":
-                raise ValueError("a program, which Pillow would have run")
+                raise ValueError("EPS is a program, which Pillow would run")
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
                 deep = np.nan_to_num(np.asarray(image, np.float32))
@@ -270,14 +270,14 @@ def remove_paper(grey):
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
     # Padded, so that a desk or a shadow at the border is wide enough to count as paper.
     paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
-    # In a shadow, where the inverted paper is bright, ink is weaker. 255 / (255 - paper) would restore all
-    # of it, and noise as well; 450, found by trial, restores a part.
+    # Dark ink is weaker in a shadow, where the inverted paper is bright. 255 / (255 - paper) would restore
+    # all of it, and noise as well; 450, found by trial, restores a part.
     ink = (grey - paper) * 450 / (450 - paper)
-    return ink - np.percentile(ink, 30)
+    return ink - np.percentile(ink, 30)  # the opening runs along the bottom of the paper's noise
 
 
 def find_strokes(ink):
-    """Return the mask of the digits' ink, (height, width), and the usual length of a stroke, mostly a whole digit."""
+    """Return the mask of the digits' ink, (height, width), and a stroke's usual length (most are whole digits)."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = ink > 0.4 * level
     strong = remove_lines(remove_lines(strong).T).T  # nearly horizontal ones, then nearly vertical ones
@@ -341,7 +341,7 @@ def find_rows(boxes):
 
 
 def cut_out(ink, strokes, box):
-    """Return one digit's ink, from 0 to 1: what lies in its mask `strokes`, and its faint edge."""
+    """Return one digit's ink, from 0 to 1: its mask `strokes` and their faint edge, in an empty rim."""
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -351,19 +351,19 @@ def cut_out(ink, strokes, box):
 
 
 def thicken(ink):
-    """Return ink with strokes that are thin grown towards a tenth of its longer side, the width of MNIST's."""
+    """Return one digit's ink with thin strokes grown to about a tenth of its longer side, the width of MNIST's."""
     half_width = 0.05 * max(ink.shape)  # that is wanted, in pixels
     ink = np.pad(ink, int(half_width))
     strokes = ink > 0.5
     # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
     mean_distance = ndimage.distance_transform_edt(strokes)[strokes].mean()
     lacking = half_width - (2 * mean_distance - 1)
-    # Beside a stroke the distance to it is 1, so it grows by a pixel less than is lacking. No stroke shrinks.
+    # The distance is 1 beside a stroke, which grows by a pixel less than is lacking, as its faint edge counts, too.
     return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
 
 
 def center(ink):
-    """Return ink of any size as float32 (28, 28): cropped, scaled to fit 20x20, and centred by its mass."""
+    """Return ink of any size as float32 (28, 28): cropped, fitted to 20x20, its centre of mass at 14, as in MNIST."""
     image = Image.fromarray(ink.astype(np.float32)).crop(Image.fromarray(ink > 0.2).getbbox())
     small = np.asarray(ImageOps.contain(image, (20, 20))).clip(0, 1)  # bicubic scaling overshoots
     digit = np.zeros((28, 28), np.float32)
@@ -383,8 +383,8 @@ def data_parser(description):
 
 def run(main):
     """Run a script's `main()`; show an error that the user can mend as one line, without a traceback."""
-    if hasattr(sys.stdout, "reconfigure"):  # None where it is closed, and a notebook's can't be
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may not fit the encoding
+    if hasattr(sys.stdout, "reconfigure"):  # a closed one is None, a notebook's can't be reconfigured
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name may not fit the encoding
     try:
         try:
             main()

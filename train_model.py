@@ -35,7 +35,7 @@ ROTATION = 10  # largest angle, degrees
 SCALING = 0.1  # largest change of width and of height
 SHIFT = 2  # largest shift, pixels
 # On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time at the
-# same accuracy; without them it would take longer. Linux lists a CPU's in this file. Not measured on a GPU.
+# same accuracy; without them it would take longer. Linux lists them in this file. Not measured on a GPU.
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FLAGS = CPUINFO.read_text().split() if CPUINFO.exists() else []
 BFLOAT16 = ("amx_bf16" in CPU_FLAGS or "avx512_bf16" in CPU_FLAGS) and not tf.config.list_physical_devices("GPU")
@@ -65,7 +65,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
 
     Raises:
         InputError: bad data, a value out of range, a folder that can't be written, a full
-            disk, a loss that became NaN.
+            disk, a loss that became NaN or infinite.
     """
     check_integer("epochs", epochs, 1)
     check_integer("batch_size", batch_size, 1)
@@ -79,8 +79,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
-    # A step is traced at its first batch, by the policy that the layers then have: training in bfloat16 where
-    # BFLOAT16 is true, validation in float32. The last validation leaves float32 for the saved model, too.
+    # Keras traces its train and its test step at their first batch, by the policy that the layers then have.
+    # The last validation leaves float32 for the saved model, too.
     precision = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: compute_in("mixed_bfloat16" if BFLOAT16 else "float32", network),
         on_test_begin=lambda logs: compute_in("float32", network),
@@ -172,18 +172,18 @@ def batches(X, y, batch_size, seed=None, augment=False):
     if seed is not None:
         indices = indices.shuffle(len(X), seed=seed, reshuffle_each_iteration=True)
     # Two random integers for each batch, new ones in each epoch: what `distort` takes as its seed.
-    pairs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    seed_pairs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
-    def gather(chosen, pair):
+    def gather(chosen, seed_pair):
         # NumPy takes the images out of X; with X as a tensor, they would lie in memory twice.
         images = tf.numpy_function(lambda chosen: X[chosen], [chosen], X.dtype, stateful=False)
         images = tf.ensure_shape(images, (None, *X.shape[1:]))
         if augment:  # the first part of the batch: in a random order, it is as good as any
             count = (tf.size(chosen) + DISTORT_ONE_IN - 1) // DISTORT_ONE_IN  # rounded up
-            images = tf.concat([distort(images[:count], pair), images[count:]], axis=0)
+            images = tf.concat([distort(images[:count], seed_pair), images[count:]], axis=0)
         return images, tf.gather(y, chosen)
 
-    dataset = tf.data.Dataset.zip(indices.batch(batch_size), pairs).map(gather).prefetch(2)
+    dataset = tf.data.Dataset.zip(indices.batch(batch_size), seed_pairs).map(gather).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread would stall the end of every epoch for seconds
     return dataset.with_options(options)
