@@ -177,7 +177,7 @@ def preprocess(name, images, labels):
     return np.divide(images, 255, dtype=np.float32)[..., np.newaxis], one_hot
 
 
-# Pictures of your own. How find_digits() goes about it:
+# Pictures of your own. How find_digits() goes about it; its thresholds were found by trial:
 # 1. flatten(): the colours are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): connected components of strong ink, without lines, faint ones and what lies at the border.
@@ -341,7 +341,7 @@ def find_rows(boxes):
 
 
 def cut_out(ink, strokes, box):
-    """Return one digit's ink, from 0 to 1: its mask `strokes` and their faint edge, in an empty rim."""
+    """Return one digit's ink, from 0 to 1: its mask `strokes` and their faint edge, in a small rim."""
     left, top, right, bottom = box
     margin = 2 + (bottom - top) // 30
     around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
@@ -358,7 +358,7 @@ def thicken(ink):
     # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
     mean_distance = ndimage.distance_transform_edt(strokes)[strokes].mean()
     lacking = half_width - (2 * mean_distance - 1)
-    # The distance is 1 beside a stroke, which grows by a pixel less than is lacking, as its faint edge counts, too.
+    # The distance is 1 beside a stroke, so it grows by a pixel less than is lacking: by trial, near enough.
     return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
 
 

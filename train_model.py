@@ -32,8 +32,8 @@ PEAK_DECAY = 0.3  # longer runs do better with a lower peak: 10**0.3 is 2, so it
 WARM_UP = 0.2  # part of the run in which the rate climbs
 DISTORT_ONE_IN = 2  # half of each batch is distorted: as accurate as distorting all of it, and faster
 ROTATION = 10  # largest angle, degrees
-SCALING = 0.1  # largest change of width and of height
-SHIFT = 2  # largest shift, pixels
+SCALING = 0.1  # about the largest change of width and of height
+SHIFT = 2  # about the largest shift, pixels
 # On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time at the
 # same accuracy; without them it would take longer. Linux lists them in this file. Not measured on a GPU.
 CPUINFO = Path("/proc/cpuinfo")
@@ -97,7 +97,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; {path} is as it was") from None
     if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
-        raise InputError(f"the loss became NaN in epoch {len(history.epoch)}; {path} is as it was")
+        raise InputError(f"the loss became NaN or infinite in epoch {len(history.epoch)}; {path} is as it was")
 
     with whole_file(path) as temporary:
         save_network(network, temporary)

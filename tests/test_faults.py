@@ -338,7 +338,7 @@ def test_a_loss_of_nan_ends_the_training(value, here, small_network, monkeypatch
 
     monkeypatch.setattr(train_model, "build_model", build)
     end = end_of(train_model, "--epochs", "50", *TRAIN[:2], *TRAIN[4:])
-    assert_one_line(end.code, "loss became NaN in epoch 1", "m.h5")
+    assert_one_line(end.code, "loss became NaN or infinite in epoch 1", "m.h5")
     assert "Epoch 2/50" not in end.out
     assert_untouched()
 
