@@ -117,7 +117,7 @@ def read_pictures(pictures, data="mnist", model=None):
     """
     path = model_path(data, model)
     network = load_model(path, data)
-    if data == "digits" or path.name == "digits_classification_model.h5":
+    if data == "digits" or path.name == model_path("digits").name:
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, drawn = [], []
     for picture in pictures:

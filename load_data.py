@@ -290,9 +290,10 @@ def find_strokes(ink):
     faint = strength <= max(0.55 * level, 15)  # the paper's own unevenness
     across = (width >= 6 * height) & (width >= ink.shape[1] / 2)  # a line across the picture
     at_border = np.min([left, top, ink.shape[1] - right, ink.shape[0] - bottom], axis=0) <= 2  # a frame or a desk
-    kept = ~faint & ~across & ~at_border
-    if area[kept].sum() <= area[~faint & ~across].sum() / 4:  # then it is the digits that lie at the border
-        kept = ~faint & ~across
+    kept = ~faint & ~across
+    inside = kept & ~at_border
+    if area[inside].sum() > area[kept].sum() / 4:  # otherwise it is the digits that lie at the border
+        kept = inside
     strokes = np.append(False, kept)[labels]
     lengths = np.maximum(width, height)[labels[strokes] - 1]  # each pixel votes with its stroke's length
     return strokes, np.median(lengths) if len(lengths) else 0

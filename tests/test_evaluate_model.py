@@ -297,17 +297,21 @@ def test_a_line_for_each_picture_with_the_networks_own_probabilities(here, end_o
 
 
 def test_bad_pictures_get_a_line_each_and_the_others_are_read(here, end_of, saved):
-    """What find_digits() refuses, and in which words, is in test_find_digits.py."""
+    """What else find_digits() refuses, and in which words, is in test_find_digits.py."""
     Path("text.png").write_text("hello")
+    Path("photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    Path("folder").mkdir()
     Image.new("L", (300, 300), 255).save("blank.png")
-    end = end_of(module, "--model", "m.h5", "text.png", "blank.png", MY_DIGIT, "none.png")
+    bad = ["text.png", "photo.heic", "folder", "blank.png", "none.png"]
+    end = end_of(module, "--model", "m.h5", *bad[:3], MY_DIGIT, *bad[3:])
     assert end.code == 1 and end.out.startswith(f"{MY_DIGIT}: 7 (") and len(end.out.splitlines()) == 2
-    text, blank, none = end.err.splitlines()
+    text, heic, folder, blank, none = end.err.splitlines()
     assert text.startswith("error: text.png: not a picture")
+    assert heic.startswith("error: photo.heic: ") and "export it as JPEG" in heic
+    assert folder.startswith("error: folder: is a folder; name the")
     assert blank.startswith("error: blank.png: no digit found")
     assert none.startswith("error: none.png: no such file")
-    end_without_it = end_of(module, "--model", "m.h5", "text.png", "blank.png", "none.png")
-    assert end_without_it == (1, "", end.err) and len(saved) == 1, "nothing to draw"
+    assert end_of(module, "--model", "m.h5", *bad) == (1, "", end.err) and len(saved) == 1, "nothing to draw"
 
 
 def test_a_picture_is_decoded_once_and_may_vanish_then(here, monkeypatch, end_of):
@@ -473,6 +477,10 @@ def test_a_drawing_that_cant_be_saved_is_said_in_the_window(here):
     window.key("s")
     window.figure.canvas.draw()
     assert "$a^$.png: can't be written" in window.text()
+    (here / "$a^$.png").rmdir()
+    window.key("s")
+    window.figure.canvas.draw()
+    assert window.text().endswith("$a^$.png")
 
 
 def test_a_click_without_a_movement_is_a_dot(window):
