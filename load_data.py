@@ -178,7 +178,7 @@ def preprocess(name, images, labels):
 
 
 # Pictures of your own. How find_digits() goes about it; its thresholds were found by trial:
-# 1. flatten(): the colours are projected onto their first principal component.
+# 1. flatten(): colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): connected components of strong ink, without lines, faint ones and what lies at the border.
 # 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
@@ -247,24 +247,19 @@ def load_picture(path):
 
 
 def flatten(pixels):
-    """Return RGBA pixels as grey (height, width): their colours' first principal component."""
-    color, opacity = pixels[..., :3].astype(np.float32), pixels[..., 3:] / np.float32(255)
-    shade = (color * opacity).mean() / (opacity.mean() + 1e-9)
-    paper = 255 if shade < 128 else 0  # what is transparent becomes paper unlike the ink
-    color = paper + (color - paper) * opacity
-    covariance = np.cov(color.reshape(-1, 3), rowvar=False, bias=True)
-    axis = np.linalg.eigh(covariance).eigenvectors[:, -1]  # along which the colours differ most
-    axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, and all values span at most 255
-    return color @ axis.astype(np.float32)
+    """Return RGBA pixels as grey (height, width): the first principal component of colour and opacity."""
+    colors = (pixels * (pixels[..., 3:] / np.float32(255))).reshape(-1, 4)  # what is transparent has no colour
+    axis = np.linalg.eigh(np.cov(colors, rowvar=False, bias=True)).eigenvectors[:, -1]  # along which they differ most
+    axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, and black and white are 255 apart
+    return (colors @ axis.astype(np.float32)).reshape(pixels.shape[:2])
 
 
 def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
-    # Ink is rare and extreme: bright ink skews the differences from the local mean upwards, dark ink
-    # downwards. Two sizes of window err less often than one.
-    means = [ndimage.uniform_filter(grey, max(5, side // n)) for n in (2, 4)]
-    if sum(skew(grey - mean, axis=None) for mean in means) < 0:
+    # Ink is rare and extreme: bright ink skews the differences from the local mean upwards, dark ink downwards.
+    # A Gaussian's mean errs less often than a square window's.
+    if skew(grey - ndimage.gaussian_filter(grey, side / 10), axis=None) < 0:
         grey = 255 - grey
     grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
@@ -280,7 +275,7 @@ def find_strokes(ink):
     """Return the mask of the digits' ink, (height, width), and a stroke's usual length (most are whole digits)."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = ink > 0.4 * level
-    strong = remove_lines(remove_lines(strong).T).T  # nearly horizontal ones, then nearly vertical ones
+    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # the nearly horizontal and the nearly vertical ones
     labels, _ = ndimage.label(strong, np.ones((3, 3)))
     left, top, right, bottom = find_boxes(labels).T
     width, height = right - left, bottom - top
@@ -299,8 +294,8 @@ def find_strokes(ink):
     return strokes, np.median(lengths) if len(lengths) else 0
 
 
-def remove_lines(strong):
-    """Return the mask without ruled lines: thin, nearly horizontal, and reaching the left or right border."""
+def ruled_lines(strong):
+    """Return the mask of ruled lines: thin, nearly horizontal, and reaching the left or right border."""
     width = strong.shape[1]
     # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap and become long.
     runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, 1 + int(0.15 * width)))
@@ -309,7 +304,7 @@ def remove_lines(strong):
     ruled = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
     lines = ndimage.maximum_filter(np.append(False, ruled)[labels], 3)  # grown again, to cover ragged edges
     tall = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line: a digit that crosses it
-    return strong & (tall | ~lines)
+    return lines & ~tall
 
 
 def find_boxes(labels):

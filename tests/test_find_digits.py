@@ -98,6 +98,14 @@ def transparent(shade):
     return image
 
 
+def hidden():
+    """Return a 7 on transparent paper whose pixels hold noise all the same, which nobody sees."""
+    pixels = np.array(transparent(0))
+    noise = np.random.default_rng(0).integers(0, 256, pixels.shape[:2])
+    pixels[..., 0] = np.where(pixels[..., 1], 0, noise)
+    return Image.fromarray(pixels, "LA")
+
+
 def with_bars(image, shade, *bars):
     """Return the picture with dark bars in it, each a slice of its pixels."""
     pixels = np.array(image)
@@ -131,6 +139,7 @@ LOOKS = {
     "16-bit": Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 257),
     "10-bit": Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 4),
     **{f"transparent {shade}": transparent(shade) for shade in (0, 255, 120)},
+    "transparent noise": hidden(),
     "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
 }
