@@ -180,12 +180,13 @@ def preprocess(name, images, labels):
 # Pictures of your own. How find_digits() goes about it; its thresholds were found by trial:
 # 1. flatten(): colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
-# 3. find_strokes(): connected components of strong ink, without lines, faint ones and what lies at the border.
-# 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
-# 5. find_rows(), cut_out(), thicken(), center(): in reading order, each digit is thickened if it is thin,
-#    and put into 28x28 pixels as MNIST's authors put theirs.
+# 3. find_strokes(): strong ink, without ruled lines, the paper's own unevenness and what lies at the border.
+# 4. join_strokes(): strokes close above one another form one digit; specks are dropped.
+# 5. reading_order(), cut_out(), thicken(), center(): row by row, each digit is thickened if it is thin, and put
+#    into 28x28 pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
 LONGEST = 1000  # pixels; a picture file with a longer side is reduced to this before the search
+EIGHT_NEIGHBOURS = np.ones((3, 3))  # pixels that meet at a corner are connected, too
 
 
 def find_digits(picture, name="picture"):
@@ -208,15 +209,13 @@ def find_digits(picture, name="picture"):
         name = picture
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
-    strokes, usual_length = find_strokes(ink)
-    labels, digit_labels, boxes = join_strokes(strokes, usual_length)
-    if len(digit_labels) == 0:
+    labels = join_strokes(find_strokes(ink))
+    boxes = find_boxes(labels)
+    if len(boxes) == 0:
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
-    rows = find_rows(boxes)
-    order = np.lexsort((boxes[:, 0], rows))
-    digit_labels, boxes, rows = digit_labels[order], boxes[order], rows[order]
-    images = [center(thicken(cut_out(ink, labels == label, box))) for label, box in zip(digit_labels, boxes)]
-    return np.stack(images)[..., np.newaxis], np.rint(boxes * reduction).astype(int), rows
+    order, rows = reading_order(boxes)
+    images = [center(thicken(cut_out(ink, labels == i + 1, boxes[i]))) for i in order]
+    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
 def load_picture(path):
@@ -250,7 +249,6 @@ def flatten(pixels):
     """Return RGBA pixels as grey (height, width): the first principal component of colour and opacity."""
     colors = (pixels * (pixels[..., 3:] / np.float32(255))).reshape(-1, 4)  # what is transparent has no colour
     axis = np.linalg.eigh(np.cov(colors, rowvar=False, bias=True)).eigenvectors[:, -1]  # along which they differ most
-    axis *= np.sign(axis.sum() + 1e-9) / np.abs(axis).sum()  # bright stays bright, and black and white are 255 apart
     return (colors @ axis.astype(np.float32)).reshape(pixels.shape[:2])
 
 
@@ -258,53 +256,56 @@ def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
     # Ink is rare and extreme: bright ink skews the differences from the local mean upwards, dark ink downwards.
-    # A Gaussian's mean errs less often than a square window's.
     if skew(grey - ndimage.gaussian_filter(grey, side / 10), axis=None) < 0:
-        grey = 255 - grey
+        grey = -grey
     grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise
     width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
     # Padded, so that a desk or a shadow at the border is wide enough to count as paper.
-    paper = ndimage.grey_opening(np.pad(grey, width, "edge"), (width, width))[width:-width, width:-width]
-    # Dark ink is weaker in a shadow, where the inverted paper is bright. 255 / (255 - paper) would restore
-    # all of it, and noise as well; 450, found by trial, restores a part.
-    ink = (grey - paper) * 450 / (450 - paper)
-    return ink - np.percentile(ink, 30)  # the opening runs along the bottom of the paper's noise
+    return ndimage.white_tophat(np.pad(grey, width, "edge"), width)[width:-width, width:-width]
 
 
 def find_strokes(ink):
-    """Return the mask of the digits' ink, (height, width), and a stroke's usual length (most are whole digits)."""
+    """Return the mask of the digits' strokes, (height, width)."""
     level = np.median(ink[ink >= ink.max() / 3])  # the usual ink's strength
     strong = ink > 0.4 * level
     strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # the nearly horizontal and the nearly vertical ones
-    labels, _ = ndimage.label(strong, np.ones((3, 3)))
-    left, top, right, bottom = find_boxes(labels).T
-    width, height = right - left, bottom - top
-    area = np.bincount(labels.ravel())[1:]
-    strength = np.bincount(labels.ravel(), ink.ravel())[1:] / area
-
-    faint = strength <= max(0.55 * level, 15)  # the paper's own unevenness
-    across = (width >= 6 * height) & (width >= ink.shape[1] / 2)  # a line across the picture
-    at_border = np.min([left, top, ink.shape[1] - right, ink.shape[0] - bottom], axis=0) <= 2  # a frame or a desk
-    kept = ~faint & ~across
-    inside = kept & ~at_border
-    if area[inside].sum() > area[kept].sum() / 4:  # otherwise it is the digits that lie at the border
-        kept = inside
-    strokes = np.append(False, kept)[labels]
-    lengths = np.maximum(width, height)[labels[strokes] - 1]  # each pixel votes with its stroke's length
-    return strokes, np.median(lengths) if len(lengths) else 0
+    labels, parts = ndimage.label(strong, EIGHT_NEIGHBOURS)
+    strength = ndimage.mean(ink, labels, range(parts + 1))
+    strokes = (strength > max(0.55 * level, 25))[labels]  # the others are the paper's own unevenness
+    inside = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
+    return inside if inside.sum() > strokes.sum() / 4 else strokes  # otherwise the digits lie at the border
 
 
 def ruled_lines(strong):
     """Return the mask of ruled lines: thin, nearly horizontal, and reaching the left or right border."""
-    width = strong.shape[1]
     # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap and become long.
-    runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, 1 + int(0.15 * width)))
-    labels, _ = ndimage.label(runs)
-    left, _, right, _ = find_boxes(labels).T
-    ruled = (right - left > 0.3 * width) & ((left < 0.02 * width) | (right > 0.98 * width))
-    lines = ndimage.maximum_filter(np.append(False, ruled)[labels], 3)  # grown again, to cover ragged edges
+    runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, 1 + int(0.15 * strong.shape[1])))
+    lines = ndimage.maximum_filter(reaching_beyond(runs, np.s_[:, 3:-3]), 3)  # grown again, to cover ragged edges
     tall = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line: a digit that crosses it
     return lines & ~tall
+
+
+def reaching_beyond(mask, middle):
+    """Return those connected parts of a mask that reach beyond its middle."""
+    outside = mask.copy()
+    outside[middle] = False
+    return ndimage.binary_propagation(outside, EIGHT_NEIGHBOURS, mask)
+
+
+def join_strokes(strokes):
+    """Join strokes close above one another; return the label image (height, width) of the digits."""
+    labels, _ = ndimage.label(strokes, EIGHT_NEIGHBOURS)
+    _, top, _, bottom = find_boxes(labels).T
+    heights = (bottom - top)[labels[strokes] - 1]  # each pixel votes with its stroke's height
+    usual_height = np.median(heights) if len(heights) else 0  # most strokes are whole digits
+    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
+    grown = ndimage.maximum_filter(strokes, (1 + 2 * int(0.15 * usual_height), 1))
+    labels = ndimage.label(grown, EIGHT_NEIGHBOURS)[0] * strokes
+    left, top, right, bottom = find_boxes(labels).T
+    tall = bottom - top > max(0.4 * usual_height, min(strokes.shape) / 40, 3)  # no specks
+    digits = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
+    labels = (digits * digits.cumsum())[labels]  # numbered anew, from 1
+    return ndimage.maximum_filter(labels, 5)  # with a rim of two pixels, their faint edge
 
 
 def find_boxes(labels):
@@ -313,57 +314,45 @@ def find_boxes(labels):
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
 
 
-def join_strokes(strokes, usual_length):
-    """Join strokes close above one another; return a label image (height, width), the digits' labels and boxes."""
-    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
-    reach = 1 + 2 * int(0.15 * usual_length)
-    labels, _ = ndimage.label(ndimage.maximum_filter(strokes, (reach, 1)), np.ones((3, 3)))
-    labels *= strokes
-    boxes = find_boxes(labels)
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    tall = height > max(0.4 * usual_length, min(strokes.shape) / 40, 3)  # no specks
-    digits = np.flatnonzero(tall & (width < 3 * height))  # no dashes
-    return labels, digits + 1, boxes[digits]
-
-
-def find_rows(boxes):
-    """Return the number of each box's row, int (n,): a new row starts where the next middle is half a digit lower."""
+def reading_order(boxes):
+    """Return the boxes' order, row by row and each from the left, and then their rows' numbers, both int (n,)."""
     middles = boxes[:, [1, 3]].mean(axis=1)
     height = np.median(boxes[:, 3] - boxes[:, 1])
     order = middles.argsort()
-    rows = np.zeros(len(boxes), int)
-    rows[order] = np.cumsum(np.diff(middles[order], prepend=middles.min()) > height / 2)
-    return rows
+    rows = np.cumsum(np.diff(middles[order], prepend=middles.min()) > height / 2)  # a row is half a digit lower
+    return order[np.lexsort((boxes[order, 0], rows))], rows
 
 
-def cut_out(ink, strokes, box):
-    """Return one digit's ink, from 0 to 1: its mask `strokes` and their faint edge, in a small rim."""
+def cut_out(ink, mask, box):
+    """Return one digit's ink, from 0 to 1: what lies under its mask."""
     left, top, right, bottom = box
-    margin = 2 + (bottom - top) // 30
-    around = np.s_[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
-    ink, strokes = ink[around], strokes[around]
-    strength = np.percentile(ink[strokes], 85)
-    return np.clip(ink / strength, 0, 1) * ndimage.maximum_filter(strokes, 2 * margin - 1)
+    around = np.s_[top:bottom, left:right]
+    ink = ink[around] * mask[around]
+    return np.clip(ink / np.percentile(ink[ink > 0], 80), 0, 1)
 
 
 def thicken(ink):
-    """Return one digit's ink with thin strokes grown to about a tenth of its longer side, the width of MNIST's."""
-    half_width = 0.05 * max(ink.shape)  # that is wanted, in pixels
-    ink = np.pad(ink, int(half_width))
+    """Return one digit's ink, fitted to 100x100 pixels, with thin strokes grown to 10, about the width of MNIST's."""
+    ink = np.pad(fit(ink, 100), 5)
     strokes = ink > 0.5
     # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
-    mean_distance = ndimage.distance_transform_edt(strokes)[strokes].mean()
-    lacking = half_width - (2 * mean_distance - 1)
-    # The distance is 1 beside a stroke, so it grows by a pixel less than is lacking: by trial, near enough.
-    return np.maximum(ink, np.clip(lacking - ndimage.distance_transform_edt(~strokes), 0, 1))
+    width = 4 * (ndimage.distance_transform_edt(strokes)[strokes].mean() - 0.5)
+    return ndimage.maximum_filter(ink, 1 + max(0, round(10 - width)))
+
+
+def fit(ink, length):
+    """Return ink, from 0 to 1, cropped and scaled so that its longer side is `length`."""
+    image = Image.fromarray(ink.astype(np.float32)).crop(Image.fromarray(ink > 0.2).getbbox())
+    size = [max(1, round(length * side / max(image.size))) for side in image.size]
+    scaled = np.asarray(image.resize(size)).clip(0, 1)  # bicubic scaling overshoots
+    return scaled / scaled.max()
 
 
 def center(ink):
-    """Return ink of any size as float32 (28, 28): cropped, fitted to 20x20, its centre of mass at 14, as in MNIST."""
-    image = Image.fromarray(ink.astype(np.float32)).crop(Image.fromarray(ink > 0.2).getbbox())
-    small = np.asarray(ImageOps.contain(image, (20, 20))).clip(0, 1)  # bicubic scaling overshoots
+    """Return ink of any size as float32 (28, 28): fitted to 20x20, its centre of mass at 14, as in MNIST."""
+    small = fit(ink, 20)
     digit = np.zeros((28, 28), np.float32)
-    digit[: small.shape[0], : small.shape[1]] = small / small.max()
+    digit[: small.shape[0], : small.shape[1]] = small
     return ndimage.shift(digit, [round(14 - c) for c in ndimage.center_of_mass(digit)], order=0)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 import evaluate_model
-from load_data import InputError, find_digits, find_rows, load_data
+from load_data import InputError, find_digits, load_data, reading_order
 from train_model import train_model
 
 
@@ -217,7 +217,8 @@ def test_a_slanted_row_is_one_row(find):
 
 def test_rows_are_told_apart_in_whatever_order_the_boxes_come():
     boxes = np.array([(40, 200, 60, 280), (0, 10, 20, 80), (90, 190, 120, 270), (30, 0, 60, 90)])
-    assert find_rows(boxes).tolist() == [1, 0, 1, 0]
+    order, rows = reading_order(boxes)
+    assert order.tolist() == [1, 3, 0, 2] and rows.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
