@@ -181,7 +181,7 @@ def preprocess(name, images, labels):
 # 1. flatten(): colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): strong ink, without ruled lines, the paper's own unevenness and what lies at the border.
-# 4. join_strokes(): strokes close above one another form one digit; specks are dropped.
+# 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
 # 5. reading_order(), cut_out(), thicken(), center(): row by row, each digit is thickened if it is thin, and put
 #    into 28x28 pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
@@ -305,7 +305,8 @@ def join_strokes(strokes):
     tall = bottom - top > max(0.4 * usual_height, min(strokes.shape) / 40, 3)  # no specks
     digits = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
     labels = (digits * digits.cumsum())[labels]  # numbered anew, from 1
-    return ndimage.maximum_filter(labels, 5)  # with a rim of two pixels, their faint edge
+    # A rim of two pixels of the ground, for their faint edge: no digit may take another one's pixels.
+    return np.where(labels, labels, ndimage.maximum_filter(labels, 5))
 
 
 def find_boxes(labels):
@@ -328,12 +329,12 @@ def cut_out(ink, mask, box):
     left, top, right, bottom = box
     around = np.s_[top:bottom, left:right]
     ink = ink[around] * mask[around]
-    return np.clip(ink / np.percentile(ink[ink > 0], 80), 0, 1)
+    return np.clip(ink / np.percentile(ink[ink > 0], 80), 0, 1)  # the strongest fifth becomes 1
 
 
 def thicken(ink):
     """Return one digit's ink, fitted to 100x100 pixels, with thin strokes grown to 10, about the width of MNIST's."""
-    ink = np.pad(fit(ink, 100), 5)
+    ink = np.pad(fit(ink, 100), 5)  # room to grow
     strokes = ink > 0.5
     # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
     width = 4 * (ndimage.distance_transform_edt(strokes)[strokes].mean() - 0.5)
