@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 import evaluate_model
-from load_data import InputError, find_digits, load_data, reading_order
+from load_data import InputError, find_boxes, find_digits, join_strokes, load_data, reading_order
 from train_model import train_model
 
 
@@ -236,6 +236,16 @@ def test_what_else_lies_on_a_page_is_no_digit(digits, box, find):
     ImageDraw.Draw(image).rectangle(box, outline=0, width=8)
     found, alone = find(image)[1], find(page(*digits))[1]
     assert found.shape == alone.shape and np.abs(found - alone).max() <= 2
+
+
+def test_strokes_a_pixel_apart_stay_apart():
+    """The rim around one of them doesn't cover another, whose label would be lost."""
+    strokes = np.zeros((40, 40), bool)
+    for x, top in ((10, 2), (12, 0), (14, 2)):
+        strokes[top : top + 8, x] = True
+    labels = join_strokes(strokes)
+    assert find_boxes(labels).shape == (3, 4)
+    assert all(len(np.unique(labels[:, x][strokes[:, x]])) == 1 for x in (10, 12, 14))
 
 
 def test_specks_and_dashes_are_no_digits(find):
