@@ -178,7 +178,7 @@ def preprocess(name, images, labels):
 
 
 # Pictures of your own. How find_digits() goes about it; its thresholds were found by trial:
-# 1. flatten(): colours and opacity are projected onto their first principal component.
+# 1. flatten(): the logarithms of colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): strong ink, without ruled lines, the paper's own unevenness and what lies at the border.
 # 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
@@ -248,6 +248,8 @@ def load_picture(path):
 def flatten(pixels):
     """Return RGBA pixels as grey (height, width): the first principal component of colour and opacity."""
     colors = (pixels * (pixels[..., 3:] / np.float32(255))).reshape(-1, 4)  # what is transparent has no colour
+    # In a shadow, ink and paper darken by one factor: in their logarithms, ink stands out as much as in the light.
+    colors = np.log1p(colors / 100)  # a smaller divisor would raise the noise of dark pixels, too
     axis = np.linalg.eigh(np.cov(colors, rowvar=False, bias=True)).eigenvectors[:, -1]  # along which they differ most
     return (colors @ axis.astype(np.float32)).reshape(pixels.shape[:2])
 
@@ -271,7 +273,7 @@ def find_strokes(ink):
     strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # the nearly horizontal and the nearly vertical ones
     labels, parts = ndimage.label(strong, EIGHT_NEIGHBOURS)
     strength = ndimage.mean(ink, labels, range(parts + 1))
-    strokes = (strength > max(0.55 * level, 25))[labels]  # the others are the paper's own unevenness
+    strokes = (strength > max(0.55 * level, 0.12))[labels]  # the others are the paper's own unevenness
     inside = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
     return inside if inside.sum() > strokes.sum() / 4 else strokes  # otherwise the digits lie at the border
 

@@ -215,6 +215,12 @@ def test_a_slanted_row_is_one_row(find):
     assert (np.diff(boxes[:6, 0]) > 0).all() and (np.diff(boxes[6:, 0]) > 0).all()
 
 
+def test_a_row_in_a_deep_shadow_is_found_as_the_one_in_the_light(find):
+    pixels = np.asarray(page(*ROWS)).clip(40, 230) * np.repeat([[1], [0.35]], 450, axis=0)
+    _, boxes, _ = find(Image.fromarray(pixels.astype(np.uint8)))
+    assert boxes == pytest.approx(find(page(*ROWS))[1], abs=3)
+
+
 def test_rows_are_told_apart_in_whatever_order_the_boxes_come():
     boxes = np.array([(40, 200, 60, 280), (0, 10, 20, 80), (90, 190, 120, 270), (30, 0, 60, 90)])
     order, rows = reading_order(boxes)
