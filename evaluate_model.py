@@ -238,28 +238,27 @@ def drawing_window(network, path):
         figure.canvas.draw_idle()
 
     def add_stroke(points):
-        drawing = drawings[-1].copy()
-        canvas = ImageDraw.Draw(drawing)
+        drawings.append(drawings[-1].copy())
+        canvas = ImageDraw.Draw(drawings[-1])
         canvas.line(points, fill="black", width=PEN)
         for point in points:  # round joints and ends, and a dot for a click
             canvas.circle(point, PEN / 2, fill="black")
-        drawings.append(drawing)
         show()
 
+    def save():
+        try:
+            with whole_file(path) as temporary:
+                drawings[-1].save(temporary)
+            return f"Saved {path}"
+        except InputError as error:
+            return one_line(error)
+
     def obey(event):
-        message = ""
         if event.key == "c":
             del drawings[1:]
         elif event.key == "z" and len(drawings) > 1:
             drawings.pop()
-        elif event.key == "s":
-            try:
-                with whole_file(path) as temporary:
-                    drawings[-1].save(temporary)
-                message = f"Saved {path}"
-            except InputError as error:
-                message = one_line(error)
-        show(message)
+        show(save() if event.key == "s" else "")
 
     figure.canvas.mpl_connect("key_press_event", obey)
     # Kept, as matplotlib holds it only weakly. The width of its line is in points, not in the drawing's pixels.
