@@ -127,7 +127,7 @@ def read_idx(folder, name, item_shape):
             magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 * (1 + ndim)))
             data = file.read(MAX_IMAGES * math.prod(item_shape) + 1)  # one byte more, to notice a file that is too long
     except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise InputError(f"{where}: truncated or corrupt ({error})") from error
+        raise InputError(f"{where}: can't be read as IDX data ({error})") from error
     if magic != expected_magic:
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {expected_magic:#010x}")
     if tuple(shape[1:]) != item_shape:

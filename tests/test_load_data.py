@@ -154,12 +154,12 @@ ZIPPED = gzip.compress(idx(np.zeros(30, np.uint8)))
         ("x_train", struct.pack(">4I", 0xD03, 30, 28, 28), "FILE: magic number is 0x00000d03, expected 0x00000803"),
         ("y_train", struct.pack(">2I", 0x803, 30) + bytes(30), "FILE: magic number is 0x00000803, expected 0x00000801"),
         ("y_train", struct.pack(">2I", 0x801, 30) + b"\xff" * 30, "train labels are 255 to 255, expected 0 to 9"),
-        ("y_train", b"", "FILE: truncated or corrupt"),
-        ("y_train", b"\0\0\x08\x01\0", "FILE: truncated or corrupt"),
-        ("y_train", b"\x1f\x8b", "FILE: truncated or corrupt"),
-        ("y_train", ZIPPED[:-9], "FILE: truncated or corrupt"),
-        ("y_train", ZIPPED[:-8] + bytes(8), "FILE: truncated or corrupt"),  # the check sum
-        ("y_train", ZIPPED[:12] + b"?" * 99, "FILE: truncated or corrupt"),
+        ("y_train", b"", "FILE: can't be read as IDX data"),
+        ("y_train", b"\0\0\x08\x01\0", "FILE: can't be read as IDX data"),
+        ("y_train", b"\x1f\x8b", "FILE: can't be read as IDX data"),
+        ("y_train", ZIPPED[:-9], "FILE: can't be read as IDX data"),
+        ("y_train", ZIPPED[:-8] + bytes(8), "FILE: can't be read as IDX data"),  # the check sum
+        ("y_train", ZIPPED[:12] + b"?" * 99, "FILE: can't be read as IDX data"),
     ],
 )
 def test_wrong_idx_folder(tmp_path, arrays, monkeypatch, name, content, words):
