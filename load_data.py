@@ -180,10 +180,11 @@ def preprocess(name, images, labels):
 # Pictures of your own. How find_digits() goes about it; its thresholds were found by trial:
 # 1. flatten(): the logarithms of colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
-# 3. find_strokes(): strong ink, without ruled lines, the paper's own unevenness and what lies at the border.
-# 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped.
-# 5. reading_order(), cut_out(), thicken(), center(): row by row, each digit is thickened if it is thin, and put
-#    into 28x28 pixels as MNIST's authors put theirs.
+# 3. find_strokes(): strong ink, without ruled lines and the paper's own unevenness.
+# 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped. What lies at the
+#    border counts only if no digit lies elsewhere.
+# 5. reading_order(), thicken(), center(): row by row, each digit is thickened if it is thin, and put into 28x28
+#    pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
 LONGEST = 1000  # pixels; a picture file with a longer side is reduced to this before the search
 EIGHT_NEIGHBOURS = np.ones((3, 3))  # pixels that meet at a corner are connected, too
@@ -209,12 +210,16 @@ def find_digits(picture, name="picture"):
         name = picture
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
-    labels = join_strokes(find_strokes(ink))
+    strokes = find_strokes(ink)
+    labels = join_strokes(strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3]))  # without frames and desks
+    if not labels.any():  # the digits themselves lie at the border
+        labels = join_strokes(strokes)
     boxes = find_boxes(labels)
     if len(boxes) == 0:
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
     order, rows = reading_order(boxes)
-    images = [center(thicken(cut_out(ink, labels == i + 1, boxes[i]))) for i in order]
+    digits = [ink[place] * (labels[place] == label) for label, place in enumerate(ndimage.find_objects(labels), 1)]
+    images = [center(thicken(digits[i])) for i in order]
     return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
@@ -261,7 +266,7 @@ def remove_paper(grey):
     if skew(grey - ndimage.gaussian_filter(grey, side / 10), axis=None) < 0:
         grey = -grey
     grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise
-    width = max(15, int(0.17 * side))  # wider strokes than this would be taken for paper
+    width = max(15, int(0.2 * side))  # wider strokes than this would be taken for paper
     # Padded, so that a desk or a shadow at the border is wide enough to count as paper.
     return ndimage.white_tophat(np.pad(grey, width, "edge"), width)[width:-width, width:-width]
 
@@ -273,18 +278,17 @@ def find_strokes(ink):
     strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # the nearly horizontal and the nearly vertical ones
     labels, parts = ndimage.label(strong, EIGHT_NEIGHBOURS)
     strength = ndimage.mean(ink, labels, range(parts + 1))
-    strokes = (strength > max(0.55 * level, 0.12))[labels]  # the others are the paper's own unevenness
-    inside = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
-    return inside if inside.sum() > strokes.sum() / 4 else strokes  # otherwise the digits lie at the border
+    return (strength > max(0.55 * level, 0.12))[labels]  # the others are the paper's own unevenness
 
 
 def ruled_lines(strong):
-    """Return the mask of ruled lines: thin, nearly horizontal, and reaching the left or right border."""
+    """Return the mask of ruled lines: two or more, thin, nearly horizontal, reaching the left or right border."""
     # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap and become long.
     runs = ndimage.grey_opening(ndimage.maximum_filter(strong, 3), (1, 1 + int(0.15 * strong.shape[1])))
     lines = ndimage.maximum_filter(reaching_beyond(runs, np.s_[:, 3:-3]), 3)  # grown again, to cover ragged edges
     tall = ndimage.grey_opening(strong, (1 + min(strong.shape) // 40, 1))  # taller than a line: a digit that crosses it
-    return lines & ~tall
+    _, count = ndimage.label(lines, EIGHT_NEIGHBOURS)
+    return lines & ~tall & (count > 1)  # a single one may be a digit's bar
 
 
 def reaching_beyond(mask, middle):
@@ -326,16 +330,9 @@ def reading_order(boxes):
     return order[np.lexsort((boxes[order, 0], rows))], rows
 
 
-def cut_out(ink, mask, box):
-    """Return one digit's ink, from 0 to 1: what lies under its mask."""
-    left, top, right, bottom = box
-    around = np.s_[top:bottom, left:right]
-    ink = ink[around] * mask[around]
-    return np.clip(ink / np.percentile(ink[ink > 0], 80), 0, 1)  # the strongest fifth becomes 1
-
-
 def thicken(ink):
     """Return one digit's ink, fitted to 100x100 pixels, with thin strokes grown to 10, about the width of MNIST's."""
+    ink = np.clip(ink / np.percentile(ink[ink > 0], 80), 0, 1)  # the strongest fifth becomes 1
     ink = np.pad(fit(ink, 100), 5)  # room to grow
     strokes = ink > 0.5
     # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.

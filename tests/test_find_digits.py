@@ -28,7 +28,7 @@ def page(*places, size=(1200, 900), pen=8):
     shapes = {
         "1": [[(30, 0), (30, 100)]],
         "7": [[(0, 0), (60, 0), (20, 100)]],
-        "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (60, 0)]],  # its bar lies apart
+        "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
         "-": [[(0, 50), (60, 50)]],
         ".": [[(0, 100), (5, 100)]],
     }
@@ -141,6 +141,8 @@ LOOKS = {
     **{f"transparent {shade}": transparent(shade) for shade in (0, 255, 120)},
     "transparent noise": hidden(),
     "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
+    "bar at the border": drawing(at=(0, 90), pen=5),
+    "broad brush": drawing(pen=58),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
 }
 
@@ -252,6 +254,12 @@ def test_strokes_a_pixel_apart_stay_apart():
     labels = join_strokes(strokes)
     assert find_boxes(labels).shape == (3, 4)
     assert all(len(np.unique(labels[:, x][strokes[:, x]])) == 1 for x in (10, 12, 14))
+
+
+def test_a_digit_at_the_border_is_whole_if_only_a_part_of_it_touches(find):
+    (image,), _, _ = find(page(("5", 0, 100)))
+    (inside,), _, _ = find(page(("5", 300, 100)))
+    assert close(image, inside)
 
 
 def test_specks_and_dashes_are_no_digits(find):
