@@ -155,9 +155,9 @@ def read_digits(probabilities):
     return [f"{row.argmax()}?" if row.max() < UNSURE else f"{row.argmax()}" for row in probabilities]
 
 
-def printable(path):
+def printable(text):
     """Return a text or path with `?` for control characters and what UTF-8 can't encode."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", os.fspath(path).encode(errors="replace").decode())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", os.fspath(text).encode(errors="replace").decode())
 
 
 def draw_predictions(drawn):
@@ -275,8 +275,10 @@ def load_model(path, data="mnist"):
     path = Path(path)
     if not os.path.isfile(path):
         command = ["python", "train_model.py"]
-        command += [] if data == "mnist" else ["--data", os.fspath(data)]
-        command += [] if path == model_path(data) else ["--model", os.fspath(path)]
+        if data != "mnist":
+            command += ["--data", os.fspath(data)]
+        if path != model_path(data):
+            command += ["--model", os.fspath(path)]
         others = ", ".join(sorted(file.name for file in path.parent.glob("*.h5"))) or "none"
         raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
     try:
@@ -299,7 +301,7 @@ def load_model(path, data="mnist"):
 
 
 def check_sizes(path):
-    """Raise ValueError if an .h5 file declares more weights than it holds, lists some twice, or has over 256 MiB.
+    """Raise ValueError unless an .h5 file holds all the weights that it declares, each once, in at most 256 MiB.
 
     HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
     """
@@ -309,8 +311,12 @@ def check_sizes(path):
         declared = sum(getattr(item, "nbytes", 0) for item in items)
         # Keras loads an item as often as attributes like layer_names list it: in a good file, once at most.
         named = sum(np.size(value) for item in items for key, value in item.attrs.items() if "_names" in key)
-    if declared > min(os.path.getsize(path), 2**28) or named > len(items):
-        raise ValueError("it declares more weights than it holds, lists some twice, or has over 256 MiB")
+    if declared > os.path.getsize(path):
+        raise ValueError("it declares more weights than it holds")
+    if declared > 2**28:
+        raise ValueError("its weights take more than 256 MiB")
+    if named > len(items):
+        raise ValueError("it lists some weights twice")
 
 
 def predict(network, images, path, verbose=0):

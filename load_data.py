@@ -59,13 +59,14 @@ def load_data(source="mnist"):
     source = os.fspath(source)
     check_source(source)
     if source == "mnist":
-        x_train, y_train, x_test, y_test = download_mnist()
+        arrays = download_mnist()
     elif source == "digits":
-        x_train, y_train, x_test, y_test = enlarge_digits()
+        arrays = enlarge_digits()
     elif os.path.isdir(source):
-        x_train, y_train, x_test, y_test = read_idx_folder(source)
+        arrays = read_idx_folder(source)
     else:
-        x_train, y_train, x_test, y_test = read_npz(source)
+        arrays = read_npz(source)
+    x_train, y_train, x_test, y_test = arrays
     if x_train.nbytes + x_test.nbytes > MAX_IMAGES * math.prod(IMAGE_SHAPE):
         raise InputError(f"{source}: larger than {MAX_IMAGES} images of 28x28 bytes")
     X_train, y_train = preprocess(f"{source}: train", x_train, y_train)
@@ -107,8 +108,13 @@ def enlarge_digits():
 
 def read_idx_folder(folder):
     """Return train images, train labels, test images and test labels from the four IDX files."""
-    parts = [("images", IMAGE_SHAPE[:2]), ("labels", ())]
-    return [read_idx(folder, f"{split}-{part}", shape) for split in ("train", "t10k") for part, shape in parts]
+    image, label = IMAGE_SHAPE[:2], ()  # the shapes of one
+    return (
+        read_idx(folder, "train-images", image),
+        read_idx(folder, "train-labels", label),
+        read_idx(folder, "t10k-images", image),
+        read_idx(folder, "t10k-labels", label),
+    )
 
 
 def read_idx(folder, name, item_shape):
@@ -214,19 +220,23 @@ def find_digits(picture, name="picture"):
     labels = join_strokes(strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3]))  # without frames and desks
     if not labels.any():  # the digits themselves lie at the border
         labels = join_strokes(strokes)
-    boxes = find_boxes(labels)
-    if len(boxes) == 0:
+    if not labels.any():
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
+    boxes = find_boxes(labels)
     order, rows = reading_order(boxes)
-    digits = [ink[place] * (labels[place] == label) for label, place in enumerate(ndimage.find_objects(labels), 1)]
-    images = [center(thicken(digits[i])) for i in order]
+    images = []
+    for i in order:
+        left, top, right, bottom = boxes[i]
+        box = np.s_[top:bottom, left:right]
+        images.append(center(thicken(ink[box] * (labels[box] == i + 1))))  # without its neighbours' strokes
     return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
 def load_picture(path):
     """Return a picture file as uint8 RGBA (height, width, 4), upright, and the factor by which it was reduced."""
     if not os.path.isfile(path):
-        raise InputError(f"{path}: {'is a folder; name the pictures in it' if os.path.isdir(path) else 'no such file'}")
+        problem = "is a folder; name the pictures in it" if os.path.isdir(path) else "no such file"
+        raise InputError(f"{path}: {problem}")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             length = max(image.size)
@@ -255,7 +265,8 @@ def flatten(pixels):
     colors = (pixels * (pixels[..., 3:] / np.float32(255))).reshape(-1, 4)  # what is transparent has no colour
     # In a shadow, ink and paper darken by one factor: in their logarithms, ink stands out as much as in the light.
     colors = np.log1p(colors / 100)  # a smaller divisor would raise the noise of dark pixels, too
-    axis = np.linalg.eigh(np.cov(colors, rowvar=False, bias=True)).eigenvectors[:, -1]  # along which they differ most
+    # The axis along which they differ most. With bias=True, a single pixel has a covariance, too.
+    axis = np.linalg.eigh(np.cov(colors, rowvar=False, bias=True)).eigenvectors[:, -1]
     return (colors @ axis.astype(np.float32)).reshape(pixels.shape[:2])
 
 
@@ -310,7 +321,7 @@ def join_strokes(strokes):
     left, top, right, bottom = find_boxes(labels).T
     tall = bottom - top > max(0.4 * usual_height, min(strokes.shape) / 40, 3)  # no specks
     digits = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
-    labels = (digits * digits.cumsum())[labels]  # numbered anew, from 1
+    labels = np.where(digits, digits.cumsum(), 0)[labels]  # numbered anew, from 1
     # A rim of two pixels of the ground, for their faint edge: no digit may take another one's pixels.
     return np.where(labels, labels, ndimage.maximum_filter(labels, 5))
 

@@ -82,8 +82,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     # Keras traces its train and its test step at their first batch, by the policy that the layers then have.
     # The last validation leaves float32 for the saved model, too.
     precision = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: compute_in("mixed_bfloat16" if BFLOAT16 else "float32", network),
-        on_test_begin=lambda logs: compute_in("float32", network),
+        on_epoch_begin=lambda epoch, logs: compute_in(network, "mixed_bfloat16" if BFLOAT16 else "float32"),
+        on_test_begin=lambda logs: compute_in(network, "float32"),
     )
     try:
         history = network.fit(
@@ -149,7 +149,7 @@ def steps_per_execution(steps):
     return max(n for n in range(1, 11) if steps % n == 0)
 
 
-def compute_in(dtype_policy, network):
+def compute_in(network, dtype_policy):
     """Give all layers but the last a Keras dtype policy to compute in; their weights stay float32."""
     for layer in network.layers[:-1]:  # the last one's probabilities need float32's digits
         layer.dtype_policy = dtype_policy

@@ -13,7 +13,6 @@ the recipe's constants were chosen. A row takes about a minute a seed; --ablatio
 Both print a Markdown table.
 """
 
-import argparse
 import os
 import platform
 import subprocess
@@ -30,7 +29,7 @@ os.environ["MPLBACKEND"] = "agg"
 
 import train_model as recipe
 from build_model import build_model, keras
-from load_data import InputError, load_data, run
+from load_data import InputError, data_parser, load_data, run
 
 import numpy as np
 import tensorflow as tf
@@ -179,8 +178,7 @@ def ablation(data, seeds, epochs, names):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="mnist", help="a source that load_data() takes (default: %(default)s)")
+    parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how often each is run (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds of two epochs: a first impression")
     parser.add_argument("--epochs", type=int, default=10, help="of the ablation's runs (default: %(default)s)")

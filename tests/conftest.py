@@ -159,6 +159,15 @@ def assert_one_line(text, *parts):
         assert str(part) in text
 
 
+def failing(error):
+    """Return a function that raises `error`, whatever it's called with."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
 # Fuzzing
 
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)

@@ -72,8 +72,7 @@ def test_figures_agree_with_a_count_by_hand(digits_model, capsys):
     _, _, X_test, y_test = load_data("digits")
     network = keras.models.load_model(path, compile=False)
     matrix, log_loss = np.zeros((10, 10), int), 0.0
-    for image, label in zip(X_test, y_test):
-        probabilities = network(image[np.newaxis]).numpy()[0].astype(float)
+    for probabilities, label in zip(network(X_test).numpy().astype(float), y_test):
         matrix[np.argmax(label), np.argmax(probabilities)] += 1
         log_loss -= np.log(probabilities[np.argmax(label)])
     n, hits = len(X_test), int(np.trace(matrix))
@@ -188,27 +187,19 @@ def test_no_model_says_how_to_train_one(data, model, advice, here):
     assert str(error.value) == f"{path}: no such model; train one first: {advice} (models there: {there})"
 
 
-@pytest.mark.parametrize("model, words", [("none.h5", "none.h5: no such model"), ("m", "the model's name must end in")])
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        ("none.h5", "none.h5: no such model"),
+        ("folder.h5", "folder.h5: no such model"),
+        ("m", "the model's name must end in"),
+    ],
+)
 def test_no_model_is_said_before_the_data_is_loaded(model, words, here, monkeypatch):
+    Path("folder.h5").mkdir()
     monkeypatch.setattr(module, "load_data", lambda data: pytest.fail("MNIST was downloaded first"))
     with pytest.raises(InputError, match=words):
         evaluate_model(model=model)
-
-
-@pytest.mark.parametrize("args", [(), ("--model", "m.h5")])
-def test_a_typo_in_data_is_not_a_missing_model(args, here, end_of):
-    end = end_of(module, "--data", "tpyo", *args)
-    assert_one_line(end.code, "error: tpyo: no such file or folder; the data can be mnist")
-    assert (end.out, end.err) == ("", "")
-
-
-def test_files_that_are_no_model_are_refused(here, end_of):
-    Path("folder.h5").mkdir()
-    assert_one_line(end_of(module, "--model", "folder.h5", MY_DIGIT).code, "error: folder.h5: no such model")
-    for content in (b"", b"no HDF5 file", b"\x89HDF\r\n\x1a\n" + bytes(500)):
-        Path("bad.h5").write_bytes(content)
-        end = end_of(module, "--model", "bad.h5", MY_DIGIT)
-        assert_one_line(end.code, "error: bad.h5: not a Keras model that can be used")
 
 
 @pytest.mark.parametrize("shape, classes, words", [((14, 14, 1), 10, "(None, 14, 14, 1)"), ((28, 28, 1), 5, "5")])
@@ -299,19 +290,14 @@ def test_a_line_for_each_picture_with_the_networks_own_probabilities(here, end_o
 def test_bad_pictures_get_a_line_each_and_the_others_are_read(here, end_of, saved):
     """What else find_digits() refuses, and in which words, is in test_find_digits.py."""
     Path("text.png").write_text("hello")
-    Path("photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
-    Path("folder").mkdir()
     Image.new("L", (300, 300), 255).save("blank.png")
-    bad = ["text.png", "photo.heic", "folder", "blank.png", "none.png"]
-    end = end_of(module, "--model", "m.h5", *bad[:3], MY_DIGIT, *bad[3:])
+    end = end_of(module, "--model", "m.h5", "text.png", MY_DIGIT, "blank.png")
     assert end.code == 1 and end.out.startswith(f"{MY_DIGIT}: 7 (") and len(end.out.splitlines()) == 2
-    text, heic, folder, blank, none = end.err.splitlines()
+    text, blank = end.err.splitlines()
     assert text.startswith("error: text.png: not a picture")
-    assert heic.startswith("error: photo.heic: ") and "export it as JPEG" in heic
-    assert folder.startswith("error: folder: is a folder; name the")
     assert blank.startswith("error: blank.png: no digit found")
-    assert none.startswith("error: none.png: no such file")
-    assert end_of(module, "--model", "m.h5", *bad) == (1, "", end.err) and len(saved) == 1, "nothing to draw"
+    assert end_of(module, "--model", "m.h5", "text.png", "blank.png") == (1, "", end.err)
+    assert len(saved) == 1, "nothing to draw the second time"
 
 
 def test_a_picture_is_decoded_once_and_may_vanish_then(here, monkeypatch, end_of):

@@ -18,7 +18,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line, posix, python
+from conftest import ROOT, assert_one_line, failing, posix, python
 
 import evaluate_model
 import train_model
@@ -49,15 +49,6 @@ def assert_untouched():
 
 def assert_whole(path):
     assert evaluate_model.load_model(Path(path)).output_shape == (None, 10)
-
-
-def failing(error):
-    """Return a function that raises `error`, whatever it's called with."""
-
-    def fail(*args, **kwargs):
-        raise error
-
-    return fail
 
 
 never = failing(AssertionError("it went on"))
@@ -375,7 +366,7 @@ PHASES = {
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_ctrl_c_ends_with_130_and_spares_the_model(phase, here, small_network, monkeypatch, end_of):
-    monkeypatch.setattr(*PHASES[phase], interrupt, raising=False)
+    monkeypatch.setattr(*PHASES[phase], interrupt)
     end = end_of(train_model, *TRAIN)
     assert end.code == 130
     assert end.err == ("stopped; m.h5 is as it was\n" if phase in ("training", "validation") else "stopped\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import IDX_FILES, ROOT, assert_one_line, idx, posix, python, write_idx
+from conftest import IDX_FILES, ROOT, assert_one_line, failing, idx, posix, python, write_idx
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
@@ -88,10 +88,11 @@ def test_summary(npz, end_of):
 
 
 def test_digits_and_pictures_need_no_tensorflow(tmp_path):
-    code = "from load_data import *; import sys; load_data('digits'); find_digits(sys.argv[1])"
+    code = "import sys; from load_data import *; find_digits(sys.argv.pop()); run(main)"
     loaded = "; print({'keras', 'tensorflow', 'matplotlib'} & set(sys.modules))"
-    done = python("-c", code + loaded, ROOT / ".github/images/my_digit.png", cwd=tmp_path)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
+    done = python("-c", code + loaded, "--data", "digits", ROOT / ".github/images/my_digit.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "(1500, 28, 28, 1)" in done.stdout and done.stdout.endswith("\nset()\n")
 
 
 # Data that can't be used. What an attacker would think of is in test_strangers.py.
@@ -210,7 +211,7 @@ def mirror(tmp_path, monkeypatch, npz):
     good = npz.read_bytes()
     page = b"<html>log in first</html>".ljust(len(good))
     bodies = {"good": good, "break": good[: len(good) // 2], "stall": good[:1000], "page": page}
-    state = types.SimpleNamespace(answer="good", asked=0, cache=tmp_path / "cache")
+    state = types.SimpleNamespace(answer="good", asked=0, limits=[], cache=tmp_path / "cache")
     state.cache.mkdir()
     release = threading.Event()
 
@@ -246,7 +247,12 @@ def mirror(tmp_path, monkeypatch, npz):
         monkeypatch.delenv(name, raising=False)
     # The project's limit of seconds, made short: only the silent answers wait for it.
     real = socket.setdefaulttimeout
-    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: real(seconds and min(seconds, 0.5)))
+
+    def set_limit(seconds):
+        state.limits.append(seconds)
+        real(seconds and min(seconds, 0.5))
+
+    monkeypatch.setattr(socket, "setdefaulttimeout", set_limit)
     yield state
     release.set()
     server.shutdown()
@@ -266,6 +272,7 @@ def test_a_download_that_fails_is_one_line_and_leaves_no_damage(answer, reason, 
     mirror.answer = "good"
     check_contract(load_data(), arrays)
     assert mirror.asked == 2 and socket.getdefaulttimeout() == before
+    assert mirror.limits == [10, before] * 2, "seconds: without a limit a silent host would hang the script for ever"
     check_contract(load_data("mnist"), arrays)
     assert mirror.asked == 2, "the cached copy, once it is whole"
 
@@ -291,20 +298,9 @@ def test_a_file_that_is_not_mnist_in_the_cache_is_not_used(script, npz, tmp_path
     assert_one_line(done.stderr, "MNIST could not be downloaded", "--data PATH", "--data digits")
 
 
-def test_the_download_has_a_time_limit_of_seconds(mirror, monkeypatch):
-    """Without one a silent host would hang the script for ever; afterwards it is as it was."""
-    limits = []
-    monkeypatch.setattr(socket, "setdefaulttimeout", limits.append)
-    load_data()
-    assert limits == [10, None] and socket.getdefaulttimeout() is None
-
-
 @pytest.mark.parametrize(
     "error", [socket.gaierror(socket.EAI_NONAME, "Name unknown"), OSError(errno.ENOSPC, "No space left in the cache")]
 )
 def test_what_else_stops_the_download_is_one_line(error, monkeypatch, end_of):
-    def fail():
-        raise error
-
-    monkeypatch.setattr("keras.datasets.mnist.load_data", fail)
+    monkeypatch.setattr("keras.datasets.mnist.load_data", failing(error))
     assert_one_line(end_of(module).code, "error: MNIST could not be downloaded (", error.strerror, "--data digits")

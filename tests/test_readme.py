@@ -37,15 +37,12 @@ def test_every_link_within_the_project_leads_somewhere():
         assert (ROOT / path).exists() and (path or heading in headings), target
 
 
-def test_commands_name_scripts_and_options_that_exist(monkeypatch, capsys):
+def test_commands_name_scripts_and_options_that_exist(end_of):
     commands = re.findall(r"python (\w+)\.py([^`&|)\n]*)", README)
     assert {name for name, _ in commands} == set(SCRIPTS)
     for name, arguments in commands:
-        monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
-        with pytest.raises(SystemExit):
-            __import__(name).main()
-        text = capsys.readouterr().out
-        assert all(option in text for option in re.findall(r"--[\w-]+", arguments)), (name, arguments)
+        options = set(re.findall(r"--[\w-]+", arguments))
+        assert options <= set(re.findall(r"--[\w-]+", end_of(__import__(name), "--help").out)), (name, arguments)
 
 
 def test_pictures_are_there_and_small():

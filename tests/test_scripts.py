@@ -75,12 +75,6 @@ def test_model_of_the_readmes_own_training_evaluates(end_of, tmp_path, monkeypat
     assert end.code == 0 and f"{run_code(README_EVALUATE)['result'][1]} (95 % interval" in end.out
 
 
-def test_digits_are_loaded_without_tensorflow(tmp_path):
-    code = "import sys; from load_data import *; run(main); assert not {'keras', 'tensorflow'} & set(sys.modules)"
-    done = python("-c", code, "--data", "digits", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "") and "(1500, 28, 28, 1)" in done.stdout
-
-
 @pytest.mark.slow
 def test_scripts_work_with_lang_c_no_terminal_and_a_strange_folder(npz, tmp_path):
     folder = tmp_path / "mit Leerzeichen, é und 数"
@@ -143,11 +137,12 @@ def test_what_cant_be_parsed_gets_the_usage_and_status_2(name, args, words, end_
         ("load_data", ["--data", "fashion"], "fashion: no such file or folder"),
         ("train_model", ["--data", "fashion"], "fashion: no such file or folder"),
         ("train_model", ["--data", "digits", "--epochs", "0"], "epochs must be a whole number of at least 1, not 0"),
+        ("evaluate_model", ["--data", "fashion"], "fashion: no such file or folder; the data can be mnist"),
+        ("evaluate_model", ["--data", "fashion", "--model", "m.h5"], "fashion: no such file or folder"),
         ("evaluate_model", ["--data", "digits", "--model", "a"], "the model's name must end in .h5, not a"),
         ("evaluate_model", ["--data", "digits"], "digits_classification_model.h5: no such model"),
         # For names of more than 255 bytes pathlib's is_file() raised OSError.
         ("evaluate_model", ["--data", "digits", "--model", f"{'m' * 300}.h5"], f"{'m' * 300}.h5: no such model"),
-        ("load_data", ["--data", "m" * 300], f"{'m' * 300}: no such file or folder"),
     ],
 )
 def test_what_wont_do_is_one_line_and_leaves_nothing_behind(name, args, words, end_of, tmp_path, monkeypatch):
