@@ -225,7 +225,7 @@ def find_digits(picture, name="picture"):
     boxes = find_boxes(labels)
     order, rows = reading_order(boxes)
     images = []
-    for i in order:
+    for i in order:  # box i is that of label i + 1
         left, top, right, bottom = boxes[i]
         box = np.s_[top:bottom, left:right]
         images.append(center(thicken(ink[box] * (labels[box] == i + 1))))  # without its neighbours' strokes
