@@ -14,7 +14,7 @@ from pathlib import Path
 from build_model import keras
 from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, load_data, one_line, run
 from load_data import find_digits, load_picture
-from train_model import MODEL_HELP, model_path, progress, save_picture, whole_file
+from train_model import MODEL_HELP, model_path, progress, save_picture, save_whole
 
 import h5py
 import matplotlib.pyplot as plt
@@ -45,8 +45,7 @@ def evaluate_model(data="mnist", model=None):
     Raises:
         InputError: bad data, no such model, or one that doesn't fit these images.
     """
-    path = model_path(data, model)
-    network = load_model(path, data)
+    network, path = load_model(data, model)
     X_test, y_test = load_data(data)[2:]
     probabilities = predict(network, X_test, path, progress())
 
@@ -115,8 +114,7 @@ def read_pictures(pictures, data="mnist", model=None):
     Raises:
         InputError: no such model, or one that doesn't fit these images.
     """
-    path = model_path(data, model)
-    network = load_model(path, data)
+    network, path = load_model(data, model)
     if data == "digits" or path.name == model_path("digits").name:
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, drawn = [], []
@@ -140,7 +138,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
 def describe(probabilities, rows):
     """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
-    digits = np.array(read_digits(probabilities))
+    digits = np.array(digit_texts(probabilities))
     text = " ".join("".join(digits[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
     if len(digits) > 1:
@@ -150,7 +148,7 @@ def describe(probabilities, rows):
     return f"{text} ({percent[0]:.2f} %, then {second}: {100 * probabilities[0, second]:.2f} %)"
 
 
-def read_digits(probabilities):
+def digit_texts(probabilities):
     """Return the digits as a list of texts, each with a question mark if it is unsure."""
     return [f"{row.argmax()}?" if row.max() < UNSURE else f"{row.argmax()}" for row in probabilities]
 
@@ -176,7 +174,7 @@ def draw_predictions(drawn):
         axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
-        for (left, top, right, bottom), digit in zip(boxes, read_digits(probabilities)):
+        for (left, top, right, bottom), digit in zip(boxes, digit_texts(probabilities)):
             axes[0].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color="red", lw=0.8))
             axes[0].text(left, top, digit, color="red", fontsize=9, va="bottom")
         if len(images) == 1:
@@ -206,35 +204,34 @@ def draw(data="mnist", model=None):
     """
     if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         raise InputError("there is no display to draw on, or none that matplotlib can use")
-    path = model_path(data, model)
-    network = load_model(path, data)
+    network, path = load_model(data, model)
     with plt.rc_context({"toolbar": "None"}):
         drawing_window(network, path.with_name(f"{path.stem}_drawing.png"))
     plt.show()
 
 
 def drawing_window(network, path):
-    """Return a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
+    """Open a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
     figure, (paper, seen, bars) = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
     drawings = [Image.new("RGB", PAPER, "white")]  # the empty paper, then the drawing after each stroke
-    page = paper.imshow(drawings[0])
+    shown = paper.imshow(drawings[0])
     paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
+    seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
+    bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
 
     def show(message=""):
-        page.set_data(drawings[-1])
-        seen.clear()
-        bars.clear()
+        shown.set_data(drawings[-1])
+        for old in (*seen.images, *bars.containers):
+            old.remove()
         with contextlib.suppress(InputError):  # no digit there yet: nothing to show
             images, _, rows = find_digits(np.asarray(drawings[-1]))
             probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
             message = message or describe(probabilities, rows)
             seen.imshow(images[-1], cmap="gray", vmin=0, vmax=1)
-            bars.barh(range(CLASSES), probabilities[-1])
+            bars.barh(range(CLASSES), probabilities[-1], color="tab:blue")
         paper.set_title(printable(message), parse_math=False)
-        seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
-        bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
         figure.canvas.draw_idle()
 
     def add_stroke(points):
@@ -245,34 +242,32 @@ def drawing_window(network, path):
             canvas.circle(point, PEN / 2, fill="black")
         show()
 
-    def save():
-        try:
-            with whole_file(path) as temporary:
-                drawings[-1].save(temporary)
-            return f"Saved {path}"
-        except InputError as error:
-            return one_line(error)
-
     def obey(event):
-        if event.key == "c":
-            del drawings[1:]
-        elif event.key == "z" and len(drawings) > 1:
-            drawings.pop()
-        show(save() if event.key == "s" else "")
+        try:
+            if event.key == "c":
+                del drawings[1:]
+            elif event.key == "z" and len(drawings) > 1:
+                drawings.pop()
+            elif event.key == "s":
+                save_whole(path, drawings[-1].save)
+            show(f"Saved {path}" if event.key == "s" else "")
+        except InputError as error:
+            show(one_line(error))
 
     figure.canvas.mpl_connect("key_press_event", obey)
     # Kept, as matplotlib holds it only weakly. The width of its line is in points, not in the drawing's pixels.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
-    show()
-    return figure
 
 
 # Trained models
 
 
-def load_model(path, data="mnist"):
-    """Return the Keras model in the .h5 file `path`. Raises InputError."""
-    path = Path(path)
+def load_model(data="mnist", model=None):
+    """Return a trained Keras model and its file's path; `data` and `model` as in `evaluate_model()`.
+
+    Raises InputError.
+    """
+    path = model_path(data, model)
     if not os.path.isfile(path):
         command = ["python", "train_model.py"]
         if data != "mnist":
@@ -297,7 +292,7 @@ def load_model(path, data="mnist"):
     shapes = network.input_shape, network.output_shape
     if shapes != ((None, *IMAGE_SHAPE), (None, CLASSES)):
         raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
-    return network
+    return network, path
 
 
 def check_sizes(path):

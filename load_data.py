@@ -63,7 +63,8 @@ def load_data(source="mnist"):
     elif source == "digits":
         arrays = enlarge_digits()
     elif os.path.isdir(source):
-        arrays = read_idx_folder(source)
+        names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+        arrays = [read_idx(source, name) for name in names]
     else:
         arrays = read_npz(source)
     x_train, y_train, x_test, y_test = arrays
@@ -106,19 +107,9 @@ def enlarge_digits():
     return x_train, y_train, x_test, y_test
 
 
-def read_idx_folder(folder):
-    """Return train images, train labels, test images and test labels from the four IDX files."""
-    image, label = IMAGE_SHAPE[:2], ()  # the shapes of one
-    return (
-        read_idx(folder, "train-images", image),
-        read_idx(folder, "train-labels", label),
-        read_idx(folder, "t10k-images", image),
-        read_idx(folder, "t10k-labels", label),
-    )
-
-
-def read_idx(folder, name, item_shape):
-    """Return the uint8 array (n, *item_shape) of one IDX file: a big-endian header, then the bytes."""
+def read_idx(folder, name):
+    """Return the uint8 images (n, 28, 28) or labels (n,) of one IDX file: a big-endian header, then the bytes."""
+    item_shape = IMAGE_SHAPE[:2] if name.endswith("images") else ()
     ndim = 1 + len(item_shape)
     # Such as train-images-idx3-ubyte or train-images.idx3-ubyte.gz
     files = [f"{name}{separator}idx{ndim}-ubyte{end}" for separator in "-." for end in ("", ".gz")]
@@ -136,10 +127,8 @@ def read_idx(folder, name, item_shape):
         raise InputError(f"{where}: can't be read as IDX data ({error})") from error
     if magic != expected_magic:
         raise InputError(f"{where}: magic number is {magic:#010x}, expected {expected_magic:#010x}")
-    if tuple(shape[1:]) != item_shape:
-        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}")
-    if shape[0] > MAX_IMAGES:
-        raise InputError(f"{where}: more than {MAX_IMAGES} items")
+    if tuple(shape[1:]) != item_shape or shape[0] > MAX_IMAGES:
+        raise InputError(f"{where}: header says {shape}, expected {['n', *item_shape]}, n at most {MAX_IMAGES}")
     size = math.prod(shape)
     if len(data) != size:
         raise InputError(f"{where}: header says {shape}; {'more' if len(data) > size else 'fewer'} bytes follow")
@@ -167,7 +156,7 @@ def read_npz(path):
 
 
 def preprocess(name, images, labels):
-    """Return images scaled to 0 to 1 and labels one-hot. Raises InputError unless they are as MNIST's."""
+    """Return images scaled to 0 to 1, and labels one-hot. Raises InputError unless they are of MNIST's form."""
     problem = None
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE[:2]:
         problem = f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape (n, 28, 28)"
@@ -217,19 +206,19 @@ def find_digits(picture, name="picture"):
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
     strokes = find_strokes(ink)
-    labels = join_strokes(strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3]))  # without frames and desks
+    inner_strokes = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
+    labels = join_strokes(inner_strokes)
     if not labels.any():  # the digits themselves lie at the border
         labels = join_strokes(strokes)
     if not labels.any():
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
+    images = []
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        digit = ink[box] * (labels[box] == label)  # without its neighbours' strokes
+        images.append(center(thicken(digit)))
     boxes = find_boxes(labels)
     order, rows = reading_order(boxes)
-    images = []
-    for i in order:  # box i is that of label i + 1
-        left, top, right, bottom = boxes[i]
-        box = np.s_[top:bottom, left:right]
-        images.append(center(thicken(ink[box] * (labels[box] == i + 1))))  # without its neighbours' strokes
-    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
+    return np.stack(images)[order, ..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
 def load_picture(path):
@@ -240,8 +229,7 @@ def load_picture(path):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             length = max(image.size)
-            # A JPEG can be decoded at a half to an eighth of its size. A progressive one takes the memory of all
-            # of it nevertheless, so its full size counts.
+            # A JPEG can be decoded at a half to an eighth of its size, which saves memory unless it is progressive.
             if "progressive" not in image.info:
                 image.draft(None, (LONGEST, LONGEST))
             if image.width * image.height > MOST_PIXELS:
@@ -320,9 +308,9 @@ def join_strokes(strokes):
     labels = ndimage.label(grown, EIGHT_NEIGHBOURS)[0] * strokes
     left, top, right, bottom = find_boxes(labels).T
     tall = bottom - top > max(0.4 * usual_height, min(strokes.shape) / 40, 3)  # no specks
-    digits = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
-    labels = np.where(digits, digits.cumsum(), 0)[labels]  # numbered anew, from 1
-    # A rim of two pixels of the ground, for their faint edge: no digit may take another one's pixels.
+    is_digit = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
+    labels = np.where(is_digit, is_digit.cumsum(), 0)[labels]  # numbered anew, from 1
+    # Each digit also gets the ground two pixels around it, for its faint edge, but no pixel of another digit.
     return np.where(labels, labels, ndimage.maximum_filter(labels, 5))
 
 
@@ -337,21 +325,21 @@ def reading_order(boxes):
     middles = boxes[:, [1, 3]].mean(axis=1)
     height = np.median(boxes[:, 3] - boxes[:, 1])
     order = middles.argsort()
-    rows = np.cumsum(np.diff(middles[order], prepend=middles.min()) > height / 2)  # a row is half a digit lower
+    rows = np.cumsum(np.diff(middles[order], prepend=middles.min()) > height / 2)  # half a digit lower: a new row
     return order[np.lexsort((boxes[order, 0], rows))], rows
 
 
 def thicken(ink):
     """Return one digit's ink, fitted to 100x100 pixels, with thin strokes grown to 10, about the width of MNIST's."""
     ink = np.clip(ink / np.percentile(ink[ink > 0], 80), 0, 1)  # the strongest fifth becomes 1
-    ink = np.pad(fit(ink, 100), 5)  # room to grow
+    ink = np.pad(crop_and_scale(ink, 100), 5)  # room to grow
     strokes = ink > 0.5
-    # The mean distance to the edge is a quarter of a stroke's width, and half a pixel more, as pixels are whole.
+    # In a stroke of width w, the mean distance to the edge is w / 4, and half a pixel more, as pixels are whole.
     width = 4 * (ndimage.distance_transform_edt(strokes)[strokes].mean() - 0.5)
     return ndimage.maximum_filter(ink, 1 + max(0, round(10 - width)))
 
 
-def fit(ink, length):
+def crop_and_scale(ink, length):
     """Return ink, from 0 to 1, cropped and scaled so that its longer side is `length`."""
     image = Image.fromarray(ink.astype(np.float32)).crop(Image.fromarray(ink > 0.2).getbbox())
     size = [max(1, round(length * side / max(image.size))) for side in image.size]
@@ -361,7 +349,7 @@ def fit(ink, length):
 
 def center(ink):
     """Return ink of any size as float32 (28, 28): fitted to 20x20, its centre of mass at 14, as in MNIST."""
-    small = fit(ink, 20)
+    small = crop_and_scale(ink, 20)
     digit = np.zeros((28, 28), np.float32)
     digit[: small.shape[0], : small.shape[1]] = small
     return ndimage.shift(digit, [round(14 - c) for c in ndimage.center_of_mass(digit)], order=0)

@@ -77,8 +77,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     network.optimizer.learning_rate = one_cycle(epochs, steps)
     network.steps_per_execution = steps_per_execution(steps)
-    # Keras traces its train and its test step at their first batch, by the policy that the layers then have.
-    # The last validation leaves float32 for the saved model, too.
+    # Keras compiles the training step and the validation step when each first runs, in the precision set then.
+    # Every epoch ends with validation: the layers are float32 when the model is saved.
     precision = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: compute_in(network, "mixed_bfloat16" if BFLOAT16 else "float32"),
         on_test_begin=lambda logs: compute_in(network, "float32"),
@@ -97,8 +97,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
         raise InputError(f"the loss became NaN or infinite in epoch {len(history.epoch)}; {path} is as it was")
 
-    with whole_file(path) as temporary:
-        save_network(network, temporary)
+    save_whole(path, lambda temporary: save_network(network, temporary))
     print(f"Saved {path}")
     save_picture(path, "curves", draw_history(history.history))
     return history
@@ -202,12 +201,11 @@ def distort(images, seed):
 # Files that appear whole or not at all
 
 
-@contextlib.contextmanager
-def whole_file(path):
-    """Yield a temporary file that replaces `path` if the block succeeds. Raises InputError."""
+def save_whole(path, save):
+    """Let `save` write a temporary file, which then replaces `path`. Raises InputError."""
     temporary = create_temporary(path)
     try:
-        yield temporary
+        save(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the good name
         os.replace(temporary, path)
@@ -253,8 +251,7 @@ def save_picture(model_file, name, figure, note=""):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may hold what the font lacks
         warnings.filterwarnings("ignore", ".*non-interactive")  # no display: nothing to show
         try:
-            with whole_file(path) as temporary:
-                figure.savefig(temporary)
+            save_whole(path, figure.savefig)
         except RuntimeError as error:  # matplotlib's, of a font that can't be read
             raise InputError(f"{path}: could not be drawn ({error})") from error
         print(f"Saved {path}{note}")
@@ -269,8 +266,7 @@ def draw_history(history):
     for ax, name in zip(axes, ("accuracy", "loss")):
         ax.plot(epochs, history[name], marker="o", label="Train")
         ax.plot(epochs, history[f"val_{name}"], marker="s", label="Test")
-        ax.set(title=f"Model {name}", xlabel="Epoch", ylabel=name.capitalize())
-        ax.set_xlim(0.5, len(epochs) + 0.5)
+        ax.set(title=f"Model {name}", xlabel="Epoch", ylabel=name.capitalize(), xlim=(0.5, len(epochs) + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.grid(alpha=0.3)
         ax.legend()
@@ -287,9 +283,7 @@ def main():
     parser = data_parser("Train the CNN, save it and draw its training curves.")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the images (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in a batch (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same weights (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same weights (default: %(default)s)")
     parser.add_argument("--model", metavar="FILE.h5", help=MODEL_HELP)
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="don't distort the images")
     train_model(**vars(parser.parse_args()))  # each option has the name of a parameter

@@ -285,7 +285,7 @@ def main():
     parser.add_argument("--per-kind", type=int, default=60, help="pictures of each kind (default: %(default)s)")
     parser.add_argument("--photos", metavar="FOLDER", help="read the photographs in this folder instead")
     args = parser.parse_args()
-    network = evaluate_model.load_model(args.model, args.data)
+    network, _ = evaluate_model.load_model(args.data, args.model)
     if args.photos:
         if not Path(args.photos).is_dir():
             raise InputError(f"{args.photos}: no such folder")

@@ -103,14 +103,15 @@ def test_figures_agree_with_a_count_by_hand(digits_model, capsys):
 
 
 def test_one_forward_pass_over_each_image(reader, monkeypatch, saved):
-    network, sizes = load_model(reader), []
+    network, path = load_model("digits", reader)
+    sizes = []
 
     def predict(images, **options):
         sizes.append(len(images))
         return network.predict(images, **options)
 
     # A network that can predict, and nothing else.
-    monkeypatch.setattr(module, "load_model", lambda *args: SimpleNamespace(predict=predict))
+    monkeypatch.setattr(module, "load_model", lambda *args: (SimpleNamespace(predict=predict), path))
     evaluate_model("digits", model=reader)
     assert sizes == [297]
 
@@ -183,7 +184,7 @@ def test_no_model_says_how_to_train_one(data, model, advice, here):
     path = Path(model or f"{Path(data).stem}_classification_model.h5")
     there = "none" if "folder" in path.parts else "m.h5"
     with pytest.raises(InputError) as error:
-        load_model(path, data)
+        load_model(data, model)
     assert str(error.value) == f"{path}: no such model; train one first: {advice} (models there: {there})"
 
 
@@ -206,7 +207,7 @@ def test_no_model_is_said_before_the_data_is_loaded(model, words, here, monkeypa
 def test_models_for_other_images_or_classes_are_refused(tmp_path, shape, classes, words):
     path = save(tmp_path / "other.h5", layers.Dense(classes, activation="softmax"), shape=shape)
     with pytest.raises(InputError, match=rf"other\.h5: input and output are .*{re.escape(words)}.*; expected"):
-        load_model(path)
+        load_model(model=path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -379,7 +380,8 @@ class Window:
     """A drawing window on matplotlib's canvas without a display, and what a user does in it."""
 
     def __init__(self, network, path):
-        self.figure = drawing_window(network, path)
+        drawing_window(network, path)
+        self.figure = plt.gcf()
         self.figure.canvas.draw()  # gives everything its place
         self.figure.canvas.draw_idle = lambda: None  # a real canvas draws when it has time
         self.paper, self.seen, self.bars = self.figure.axes
@@ -411,7 +413,8 @@ class Window:
 
 @pytest.fixture
 def window(here):
-    return Window(load_model(here / "m.h5"), here / "m_drawing.png")
+    network, _ = load_model(model=here / "m.h5")
+    return Window(network, here / "m_drawing.png")
 
 
 @pytest.mark.parametrize("digit", [7, 1, 0])
@@ -458,7 +461,8 @@ def test_a_saved_drawing_is_read_the_same(window, end_of):
 def test_a_drawing_that_cant_be_saved_is_said_in_the_window(here):
     """And the dollars in its name don't make it a formula."""
     (here / "$a^$.png").mkdir()
-    window = Window(load_model(here / "m.h5"), here / "$a^$.png")
+    network, _ = load_model(model=here / "m.h5")
+    window = Window(network, here / "$a^$.png")
     window.stroke(*shape(7, 60, 80))
     window.key("s")
     window.figure.canvas.draw()

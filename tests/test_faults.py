@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -22,7 +23,7 @@ from conftest import ROOT, assert_one_line, failing, posix, python
 
 import evaluate_model
 import train_model
-from train_model import create_temporary, whole_file
+from train_model import create_temporary, save_whole
 
 OLD = b"the old model"
 TRAIN = ("--data", "small.npz", "--epochs", "1", "--model", "m.h5", "--no-augment")
@@ -48,7 +49,8 @@ def assert_untouched():
 
 
 def assert_whole(path):
-    assert evaluate_model.load_model(Path(path)).output_shape == (None, 10)
+    network, _ = evaluate_model.load_model(model=path)
+    assert network.output_shape == (None, 10)
 
 
 never = failing(AssertionError("it went on"))
@@ -58,18 +60,24 @@ NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 # Files that appear whole or not at all
 
 
+def write_new(temporary):
+    temporary.write_text("new")
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a [b].h5"
     path.write_text("old")
+
+    def half(temporary):
+        assert temporary.parent == tmp_path and temporary.name.startswith(".a [b].")
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        1 / 0
+
     with pytest.raises(ZeroDivisionError):
-        with whole_file(path) as temporary:
-            assert temporary.parent == tmp_path and temporary.name.startswith(".a [b].")
-            temporary.write_text("half")
-            assert path.read_text() == "old"
-            1 / 0
+        save_whole(path, half)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with whole_file(path) as temporary:
-        temporary.write_text("new")
+    save_whole(path, write_new)
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
@@ -82,8 +90,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with whole_file(path) as temporary:
-        temporary.write_text("new")
+    save_whole(path, write_new)
     assert existed == [False] and path.read_text() == "new"
 
 
@@ -91,15 +98,15 @@ def test_two_threads_may_save_one_file_at_once(tmp_path):
     """Or two containers, where both processes have the same number: the one that ends last wins."""
     path, meet = tmp_path / "a.h5", threading.Barrier(2, timeout=20)
 
-    def save(content):
-        with whole_file(path) as temporary:
-            temporary.write_text(content)
-            meet.wait()  # both have written
-            assert temporary.read_text() == content
-            meet.wait()  # both have looked
+    def write(content, temporary):
+        temporary.write_text(content)
+        meet.wait()  # both have written
+        assert temporary.read_text() == content
+        meet.wait()  # both have looked
 
+    writers = [partial(write, content) for content in ("first", "second")]
     with ThreadPoolExecutor() as threads:
-        list(threads.map(save, ["first", "second"]))  # raises what they raise
+        list(threads.map(save_whole, [path, path], writers))  # raises what they raise
     assert path.read_text() in ("first", "second") and list(tmp_path.iterdir()) == [path]
 
 
@@ -117,8 +124,7 @@ def test_leftovers_of_a_day_are_cleared(here):
     for file in (old, young, stuck, *others):
         written = time.time() - 3600 * (23 if file == young else 25)
         os.utime(file, (0, written))
-    with whole_file(path) as temporary:
-        temporary.write_text("new")
+    save_whole(path, write_new)
     assert path.read_text() == "new" and set(Path().glob(".m*")) == {young, stuck, *others}
 
 

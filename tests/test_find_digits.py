@@ -374,7 +374,8 @@ def mnist_network(mnist, tmp_path_factory):
     path = tmp_path_factory.mktemp("mnist") / "mnist.h5"
     train_model(mnist, epochs=2, model=path)
     _, _, X_test, y_test = load_data(mnist)
-    return evaluate_model.load_model(path), X_test, y_test
+    network, _ = evaluate_model.load_model(model=path)
+    return network, X_test, y_test
 
 
 @pytest.mark.slow

@@ -441,7 +441,7 @@ for path in sys.argv[1:]:
     pid = os.fork()  # before TensorFlow's first operation: afterwards a fork would hang
     if not pid:
         try:
-            evaluate_model.load_model(Path(path)) if path.endswith(".h5") else load_data.load_data(path)
+            evaluate_model.load_model(model=path) if path.endswith(".h5") else load_data.load_data(path)
         except load_data.InputError as error:
             os._exit(1 if path in str(error) else 3)
         except BaseException:
