@@ -150,6 +150,7 @@ ZIPPED = gzip.compress(idx(np.zeros(30, np.uint8)))
     [
         *((name, None, f"has no {file}, with or without .gz") for name, file in zip(NAMES, IDX_FILES)),
         ("x_train", idx(np.zeros((30, 27, 28), np.uint8)), r"FILE: header says \[30, 27, 28\], expected"),
+        ("x_train", struct.pack(">4I", 0x803, 280_001, 28, 28), "FILE: header says .*, n at most 280000"),
         ("x_train", struct.pack(">4I", 0x803, 31, 28, 28) + bytes(30 * 784), "FILE: .*; fewer bytes follow"),
         ("x_train", struct.pack(">4I", 0x803, 29, 28, 28) + bytes(30 * 784), "FILE: .*; more bytes follow"),
         ("x_train", struct.pack(">4I", 0xD03, 30, 28, 28), "FILE: magic number is 0x00000d03, expected 0x00000803"),
