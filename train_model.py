@@ -31,7 +31,7 @@ PEAK_RATE = 8e-3  # Adam's learning rate at the top of the cycle, in a run of on
 PEAK_DECAY = 0.3  # longer runs do better with a lower peak: 10**0.3 is 2, so it is halved for 10 epochs
 WARM_UP = 0.2  # part of the run in which the rate climbs
 DISTORT_ONE_IN = 2  # half of each batch is distorted: as accurate as distorting all of it, and faster
-CORNER_SHIFT = 4.0  # pixels; how far a distortion moves a corner of an image at most, in x and in y
+CORNER_SHIFT = 4.0  # a distortion moves each corner of an image by up to this many pixels, in x and in y
 # On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time at the
 # same accuracy; without them it would take longer. Linux lists them in this file. Not measured on a GPU.
 CPUINFO = Path("/proc/cpuinfo")
@@ -187,7 +187,7 @@ def batches(X, y, batch_size, seed=None, augment=False):
 
 
 def distort(images, seed):
-    """Move the four corners of each image at random, and what lies between them along with them.
+    """Move the four corners of each image at random; the rest of the image follows. What comes in is paper (0).
 
     `images` is float32 (n, 28, 28, 1), `seed` two integers that fix what comes out.
     """

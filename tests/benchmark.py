@@ -5,7 +5,7 @@
 
 The first trains on the training images and tests on the test images. The runs alternate, so that a
 busy machine slows them all. Timed is what comes between the loaded data and the trained network,
-with validation in every epoch. It takes 40 minutes on 2 CPU cores; with --quick, 3 minutes.
+with validation in every epoch. It takes 35 minutes on 2 CPU cores; with --quick, 3 minutes.
 
 The second trains on the first five sixths of the training images and judges by the rest: it is how
 the recipe's constants were chosen. A row takes about a minute a seed; --ablation --help names them.

@@ -286,7 +286,7 @@ def test_half_of_a_batch_is_distorted_others_in_each_epoch(n):
 
 
 def test_distort_agrees_with_scipy():
-    """The same draws, as the projection that takes the moved corners to the image's, give the same pictures."""
+    """SciPy, given the same draws, makes the same pictures."""
     images = ndimage.gaussian_filter(np.random.default_rng(0).random((6, 28, 28)), (0, 2, 2)).astype(np.float32)
     seed = tf.constant([3, 4], tf.int64)
     got = distort(tf.constant(images[..., np.newaxis]), seed).numpy()[..., 0]
@@ -294,16 +294,14 @@ def test_distort_agrees_with_scipy():
     shifts = tf.random.stateless_uniform((6, 4, 2), seed, -4.0, 4.0).numpy()
     row, column = np.mgrid[:28, :28]
     for image, result, moved in zip(images, got, corners + shifts):
-        equations = []  # two for each corner: where (x, y) is taken to (u, v)
+        equations = []  # two for each corner: a projection takes (x, y), in the result, to (u, v), in the image
         for (x, y), (u, v) in zip(moved, corners):
             equations.append([x, y, 1, 0, 0, 0, -u * x, -u * y, -u])
             equations.append([0, 0, 0, x, y, 1, -v * x, -v * y, -v])
-        projection = np.linalg.svd(equations)[2][-1].reshape(3, 3)  # what they take to zero
+        projection = np.linalg.svd(equations)[2][-1].reshape(3, 3)  # their solution, up to a factor
         x, y, w = np.tensordot(projection, np.stack([column, row, np.ones((28, 28))]), 1)
         expected = ndimage.map_coordinates(image, [y / w, x / w], order=1, mode="grid-constant")
-        inside = (np.minimum(x / w, y / w) > 0) & (np.maximum(x / w, y / w) < 27)
-        assert np.abs(result - expected)[inside].max() < 1e-3
-        assert inside.mean() > 0.5
+        assert np.abs(result - expected).max() < 1e-4
 
 
 # Curves
