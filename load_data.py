@@ -212,11 +212,11 @@ def find_digits(picture, name="picture"):
         labels = join_strokes(strokes)
     if not labels.any():
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
-    images = []
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        digit = ink[box] * (labels[box] == label)  # without its neighbours' strokes
-        images.append(center(thicken(digit)))
     boxes = find_boxes(labels)
+    images = []
+    for label, (left, top, right, bottom) in enumerate(boxes, start=1):
+        box = np.s_[top:bottom, left:right]
+        images.append(center(thicken(ink[box] * (labels[box] == label))))  # without its neighbours' strokes
     order, rows = reading_order(boxes)
     return np.stack(images)[order, ..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 

@@ -379,7 +379,8 @@ def test_more_pictures_than_a_figure_holds(here, end_of, saved):
 class Window:
     """A drawing window on matplotlib's canvas without a display, and what a user does in it."""
 
-    def __init__(self, network, path):
+    def __init__(self, path):
+        network, _ = load_model(model="m.h5")
         drawing_window(network, path)
         self.figure = plt.gcf()
         self.figure.canvas.draw()  # gives everything its place
@@ -413,8 +414,7 @@ class Window:
 
 @pytest.fixture
 def window(here):
-    network, _ = load_model(model=here / "m.h5")
-    return Window(network, here / "m_drawing.png")
+    return Window(here / "m_drawing.png")
 
 
 @pytest.mark.parametrize("digit", [7, 1, 0])
@@ -461,8 +461,7 @@ def test_a_saved_drawing_is_read_the_same(window, end_of):
 def test_a_drawing_that_cant_be_saved_is_said_in_the_window(here):
     """And the dollars in its name don't make it a formula."""
     (here / "$a^$.png").mkdir()
-    network, _ = load_model(model=here / "m.h5")
-    window = Window(network, here / "$a^$.png")
+    window = Window(here / "$a^$.png")
     window.stroke(*shape(7, 60, 80))
     window.key("s")
     window.figure.canvas.draw()
