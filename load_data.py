@@ -176,8 +176,8 @@ def preprocess(name, images, labels):
 # 1. flatten(): the logarithms of colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): strong ink, without ruled lines and the paper's own unevenness.
-# 4. join_strokes(): strokes close above one another form one digit; specks and dashes are dropped. What lies at the
-#    border counts only if no digit lies elsewhere.
+# 4. join_strokes(): strokes whose boxes overlap, or lie close above one another, form one digit; specks and dashes
+#    are dropped. What lies at the border counts only if no digit lies elsewhere.
 # 5. reading_order(), thicken(), center(): row by row, each digit is thickened if it is thin, and put into 28x28
 #    pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
@@ -206,19 +206,18 @@ def find_digits(picture, name="picture"):
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
     strokes = find_strokes(ink)
-    inner_strokes = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
-    labels = join_strokes(inner_strokes)
+    labels = join_strokes(strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3]))  # without frames and desks
     if not labels.any():  # the digits themselves lie at the border
         labels = join_strokes(strokes)
     if not labels.any():
         raise InputError(f"{name}: no digit found in it; digits must be darker or brighter than their paper")
-    boxes = find_boxes(labels)
-    images = []
-    for label, (left, top, right, bottom) in enumerate(boxes, start=1):
-        box = np.s_[top:bottom, left:right]
-        images.append(center(thicken(ink[box] * (labels[box] == label))))  # without its neighbours' strokes
+    parts = ndimage.find_objects(labels)
+    # A digit's box may hold some of its neighbours' ink, which has another label.
+    digits = [ink[part] * (labels[part] == label) for label, part in enumerate(parts, start=1)]
+    images = np.stack([center(thicken(digit)) for digit in digits])
+    boxes = find_boxes(parts)
     order, rows = reading_order(boxes)
-    return np.stack(images)[order, ..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
+    return images[order, ..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
 def load_picture(path):
@@ -298,26 +297,30 @@ def reaching_beyond(mask, middle):
 
 
 def join_strokes(strokes):
-    """Join strokes close above one another; return the label image (height, width) of the digits."""
+    """Join the strokes of each digit; return the label image (height, width) of the digits."""
     labels, _ = ndimage.label(strokes, EIGHT_NEIGHBOURS)
-    _, top, _, bottom = find_boxes(labels).T
-    heights = (bottom - top)[labels[strokes] - 1]  # each pixel votes with its stroke's height
+    boxes = find_boxes(ndimage.find_objects(labels))
+    heights = (boxes[:, 3] - boxes[:, 1])[labels[strokes] - 1]  # each pixel votes with its stroke's height
     usual_height = np.median(heights) if len(heights) else 0  # most strokes are whole digits
-    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
-    grown = ndimage.maximum_filter(strokes, (1 + 2 * int(0.15 * usual_height), 1))
-    labels = ndimage.label(grown, EIGHT_NEIGHBOURS)[0] * strokes
-    left, top, right, bottom = find_boxes(labels).T
+    # Strokes belong together if their boxes overlap, filled as follows. At the left and right a box is narrower, as a
+    # digit may lean over the next one; but it is taller, as the bar of a 5 may lie 0.3 of a digit above its belly.
+    gap = int(0.15 * usual_height)
+    joined = strokes.copy()
+    for left, top, right, bottom in boxes:
+        inset = int(0.15 * (right - left))
+        joined[max(0, top - gap) : bottom + gap, left + inset : right - inset] = True
+    areas, _ = ndimage.label(joined, EIGHT_NEIGHBOURS)
+    left, top, right, bottom = find_boxes(ndimage.find_objects(areas * strokes)).T
     tall = bottom - top > max(0.4 * usual_height, min(strokes.shape) / 40, 3)  # no specks
     is_digit = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
-    labels = np.where(is_digit, is_digit.cumsum(), 0)[labels]  # numbered anew, from 1
+    labels = ndimage.label(is_digit[areas], EIGHT_NEIGHBOURS)[0] * strokes
     # Each digit also gets the ground two pixels around it, for its faint edge, but no pixel of another digit.
     return np.where(labels, labels, ndimage.maximum_filter(labels, 5))
 
 
-def find_boxes(labels):
-    """Return the boxes of labelled parts: left, top, right, bottom, int (n, 4)."""
-    slices = ndimage.find_objects(labels)
-    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
+def find_boxes(parts):
+    """Return the boxes of parts as SciPy's `find_objects()` gives them: left, top, right, bottom, int (n, 4)."""
+    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in parts], int).reshape(-1, 4)
 
 
 def reading_order(boxes):
@@ -350,8 +353,7 @@ def crop_and_scale(ink, length):
 def center(ink):
     """Return ink of any size as float32 (28, 28): fitted to 20x20, its centre of mass at 14, as in MNIST."""
     small = crop_and_scale(ink, 20)
-    digit = np.zeros((28, 28), np.float32)
-    digit[: small.shape[0], : small.shape[1]] = small
+    digit = np.pad(small, [(0, 28 - side) for side in small.shape])
     return ndimage.shift(digit, [round(14 - c) for c in ndimage.center_of_mass(digit)], order=0)
 
 

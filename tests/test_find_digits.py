@@ -29,6 +29,8 @@ def page(*places, size=(1200, 900), pen=8):
         "1": [[(30, 0), (30, 100)]],
         "7": [[(0, 0), (60, 0), (20, 100)]],
         "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
+        "broken 7": [[(0, 30), (0, 0), (50, 0)], [(66, 0), (40, 100)]],  # its leg lies apart, and partly to the right
+        "/": [[(40, 0), (0, 100)]],
         "-": [[(0, 50), (60, 50)]],
         ".": [[(0, 100), (5, 100)]],
     }
@@ -253,6 +255,19 @@ def test_strokes_a_pixel_apart_stay_apart():
         picture[top : top + 8, x] = 0
     for image, picture in zip(find_digits(alone.min(axis=0))[0], alone, strict=True):
         assert np.array_equal(image, find_digits(picture)[0][0])
+
+
+@pytest.mark.parametrize(
+    "shapes, boxes",
+    [
+        ([("broken 7", 600, 400)], [(596, 396, 670, 500)]),
+        ([("7", 600, 400), ("/", 664, 400)], [(600, 396, 664, 500), (660, 400, 708, 500)]),
+        ([("7", 600, 400), ("7", 610, 540)], [(600, 396, 664, 500), (610, 536, 674, 640)]),
+    ],
+    ids=["strokes of one digit", "a digit leans over the next", "a row close below"],
+)
+def test_strokes_are_joined_by_their_boxes(shapes, boxes, find):
+    assert find(page(*shapes))[1] == pytest.approx(np.array(boxes), abs=5)
 
 
 def test_a_digit_at_the_border_is_whole_if_only_a_part_of_it_touches(find):
