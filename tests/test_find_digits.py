@@ -266,7 +266,7 @@ def test_strokes_a_pixel_apart_stay_apart():
     ],
     ids=["strokes of one digit", "a digit leans over the next", "a row close below"],
 )
-def test_strokes_are_joined_by_their_boxes(shapes, boxes, find):
+def test_strokes_of_one_digit_are_joined_and_digits_are_not(shapes, boxes, find):
     assert find(page(*shapes))[1] == pytest.approx(np.array(boxes), abs=5)
 
 
