@@ -206,7 +206,8 @@ def find_digits(picture, name="picture"):
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
     strokes = find_strokes(ink)
-    labels = join_strokes(strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3]))  # without frames and desks
+    inner_strokes = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
+    labels = join_strokes(inner_strokes)
     if not labels.any():  # the digits themselves lie at the border
         labels = join_strokes(strokes)
     if not labels.any():
