@@ -176,8 +176,8 @@ def preprocess(name, images, labels):
 # 1. flatten(): the logarithms of colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): strong ink, without ruled lines and the paper's own unevenness.
-# 4. join_strokes(): strokes close above one another, or whose boxes overlap, form one digit; specks and dashes are
-#    dropped. What lies at the border counts only if no digit lies elsewhere.
+# 4. join_strokes(): strokes close above one another, or whose boxes overlap clearly, form one digit; specks and dashes
+#    are dropped. What lies at the border counts only if no digit lies elsewhere.
 # 5. reading_order(), thicken(), center(): row by row, each digit is thickened if it is thin, and put into 28x28
 #    pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
@@ -302,13 +302,13 @@ def join_strokes(strokes):
     labels, _ = ndimage.label(strokes, EIGHT_NEIGHBOURS)
     boxes = find_boxes(ndimage.find_objects(labels))
     heights = (boxes[:, 3] - boxes[:, 1])[labels[strokes] - 1]  # each pixel votes with its stroke's height
-    usual_height = np.median(heights) if len(heights) else 0  # most strokes are whole digits
+    usual_height = np.median(heights) if len(heights) else 0  # most ink is in whole digits
     # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
     grown = ndimage.maximum_filter(strokes, (1 + 2 * int(0.15 * usual_height), 1))
-    # Strokes of one digit may also lie side by side, with boxes that overlap. The boxes are filled, less a tenth of
+    # Strokes of one digit may also lie side by side, with boxes that overlap. The boxes are filled, less a quarter of
     # their width at either side, as a digit may lean over the next one.
     for left, top, right, bottom in boxes:
-        inset = (right - left) // 10
+        inset = (right - left) // 4
         grown[top:bottom, left + inset : right - inset] = True
     areas, _ = ndimage.label(grown, EIGHT_NEIGHBOURS)
     left, top, right, bottom = find_boxes(ndimage.find_objects(areas * strokes)).T
@@ -320,7 +320,7 @@ def join_strokes(strokes):
 
 
 def find_boxes(parts):
-    """Return the boxes of parts as SciPy's `find_objects()` gives them: left, top, right, bottom, int (n, 4)."""
+    """Return the boxes of what SciPy's `find_objects()` returns: left, top, right, bottom, int (n, 4)."""
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in parts], int).reshape(-1, 4)
 
 
