@@ -301,8 +301,9 @@ def join_strokes(strokes):
     """Join the strokes of each digit; return the label image (height, width) of the digits."""
     labels, _ = ndimage.label(strokes, EIGHT_NEIGHBOURS)
     boxes = find_boxes(ndimage.find_objects(labels))
-    heights = (boxes[:, 3] - boxes[:, 1])[labels[strokes] - 1]  # each pixel votes with its stroke's height
-    usual_height = np.median(heights) if len(heights) else 0  # most ink is in whole digits
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    votes = heights[labels[strokes] - 1]  # each pixel votes with its stroke's height
+    usual_height = np.median(votes) if len(votes) else 0  # most ink is in whole digits
     # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
     grown = ndimage.maximum_filter(strokes, (1 + 2 * int(0.15 * usual_height), 1))
     # Strokes of one digit may also lie side by side, with boxes that overlap. The boxes are filled, less a quarter of
@@ -310,11 +311,11 @@ def join_strokes(strokes):
     for left, top, right, bottom in boxes:
         inset = (right - left) // 4
         grown[top:bottom, left + inset : right - inset] = True
-    areas, _ = ndimage.label(grown, EIGHT_NEIGHBOURS)
-    left, top, right, bottom = find_boxes(ndimage.find_objects(areas * strokes)).T
-    tall = bottom - top > max(0.4 * usual_height, min(strokes.shape) / 40, 3)  # no specks
-    is_digit = np.append(False, tall & (right - left < 3 * (bottom - top)))  # no dashes; label 0 is the ground
-    labels = ndimage.label(is_digit[areas], EIGHT_NEIGHBOURS)[0] * strokes
+    # A digit is what has met a tall stroke: no specks, dots or dashes that stand alone.
+    tall = heights > max(0.36 * usual_height, min(strokes.shape) / 40, 3)
+    is_tall = np.append(False, tall & (widths < 3 * heights))[labels]  # a mask; label 0 is the ground
+    digits = ndimage.binary_propagation(is_tall, EIGHT_NEIGHBOURS, grown)
+    labels = ndimage.label(digits, EIGHT_NEIGHBOURS)[0] * strokes
     # Each digit also gets the ground two pixels around it, for its faint edge, but no pixel of another digit.
     return np.where(labels, labels, ndimage.maximum_filter(labels, 5))
 

@@ -276,8 +276,9 @@ def test_a_digit_at_the_border_is_whole_if_only_a_part_of_it_touches(find):
     assert close(image, inside)
 
 
-def test_specks_and_dashes_are_no_digits(find):
-    _, boxes, _ = find(page(*ROWS, (".", 250, 140), ("-", 620, 100), (".", 900, 700)))
+def test_specks_dashes_and_columns_of_dots_are_no_digits(find):
+    column = [(".", 1000, y) for y in (120, 145, 170)]
+    _, boxes, _ = find(page(*ROWS, (".", 250, 140), ("-", 620, 100), (".", 900, 700), *column))
     assert len(boxes) == 5
 
 
