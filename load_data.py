@@ -176,8 +176,8 @@ def preprocess(name, images, labels):
 # 1. flatten(): the logarithms of colours and opacity are projected onto their first principal component.
 # 2. remove_paper(): ink is made bright; the paper, an opening wider than any stroke, is subtracted.
 # 3. find_strokes(): strong ink, without ruled lines and the paper's own unevenness.
-# 4. join_strokes(): strokes close above one another, or whose boxes overlap clearly, form one digit; specks and dashes
-#    are dropped. What lies at the border counts only if no digit lies elsewhere.
+# 4. join_strokes(): strokes close above one another, or whose boxes overlap clearly, form one digit; specks, dots and
+#    dashes are dropped. What lies at the border counts only if no digit lies elsewhere.
 # 5. reading_order(), thicken(), center(): row by row, each digit is thickened if it is thin, and put into 28x28
 #    pixels as MNIST's authors put theirs.
 MOST_PIXELS = 20_000_000  # to decode: this many take up to a second and 0.5 GB
@@ -206,8 +206,7 @@ def find_digits(picture, name="picture"):
         pixels, reduction = load_picture(picture)
     ink = remove_paper(flatten(pixels))
     strokes = find_strokes(ink)
-    inner_strokes = strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3])  # without frames and desks
-    labels = join_strokes(inner_strokes)
+    labels = join_strokes(strokes & ~reaching_beyond(strokes, np.s_[3:-3, 3:-3]))  # without frames and desks
     if not labels.any():  # the digits themselves lie at the border
         labels = join_strokes(strokes)
     if not labels.any():
@@ -302,19 +301,22 @@ def join_strokes(strokes):
     labels, _ = ndimage.label(strokes, EIGHT_NEIGHBOURS)
     boxes = find_boxes(ndimage.find_objects(labels))
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    votes = heights[labels[strokes] - 1]  # each pixel votes with its stroke's height
-    usual_height = np.median(votes) if len(votes) else 0  # most ink is in whole digits
-    # The bar of a 5 may lie 0.3 of a digit above its belly: both grow by half of that, and meet.
-    grown = ndimage.maximum_filter(strokes, (1 + 2 * int(0.15 * usual_height), 1))
-    # Strokes of one digit may also lie side by side, with boxes that overlap. The boxes are filled, less a quarter of
-    # their width at either side, as a digit may lean over the next one.
-    for left, top, right, bottom in boxes:
-        inset = (right - left) // 4
+    # Each pixel votes with its stroke's length. That of a line, which may be long, counts as three times its height.
+    votes = np.clip(widths, heights, 3 * heights)[labels[strokes] - 1]
+    size = np.median(votes) if len(votes) else 0  # a digit's, as most ink is in whole digits
+    least = 0.36 * size  # each digit has a stroke that is higher
+    # Strokes of one digit meet in one of three ways. Those close above one another grow up and down.
+    grown = ndimage.maximum_filter(strokes, (1 + 2 * int(0.15 * size), 1))
+    for (left, top, right, bottom), inset in zip(boxes, widths // 4):
+        # Those side by side have boxes that overlap. The boxes are filled, but for a quarter at either side, as a digit
+        # may lean over the next one.
         grown[top:bottom, left + inset : right - inset] = True
-    # A digit is what has met a tall stroke: no specks, dots or dashes that stand alone.
-    tall = heights > max(0.36 * usual_height, min(strokes.shape) / 40, 3)
-    is_tall = np.append(False, tall & (widths < 3 * heights))[labels]  # a mask; label 0 is the ground
-    digits = ndimage.binary_propagation(is_tall, EIGHT_NEIGHBOURS, grown)
+        # The bar of a 5, low and long, may be farther off: its box reaches down, at its left, where the 5 is.
+        if bottom - top < least < right - left:
+            grown[top : bottom + int(0.3 * size), left : right - inset] = True
+    # A digit is what has met a tall stroke. Specks, dots and dashes that stand alone are none. Label 0 is the ground.
+    tall = (heights > max(least, min(strokes.shape) / 40, 3)) & (widths < 3 * heights)
+    digits = ndimage.binary_propagation(np.append(False, tall)[labels], EIGHT_NEIGHBOURS, grown)
     labels = ndimage.label(digits, EIGHT_NEIGHBOURS)[0] * strokes
     # Each digit also gets the ground two pixels around it, for its faint edge, but no pixel of another digit.
     return np.where(labels, labels, ndimage.maximum_filter(labels, 5))

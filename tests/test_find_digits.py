@@ -29,6 +29,7 @@ def page(*places, size=(1200, 900), pen=8):
         "1": [[(30, 0), (30, 100)]],
         "7": [[(0, 0), (60, 0), (20, 100)]],
         "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
+        "far bar": [[(5, 34), (5, 60), (50, 65), (50, 105), (0, 110)], [(10, 0), (70, 0)]],  # a 5
         "broken 7": [[(0, 30), (0, 0), (50, 0)], [(66, 0), (40, 100)]],  # its leg lies apart, and partly to the right
         "/": [[(40, 0), (0, 100)]],
         "-": [[(0, 50), (60, 50)]],
@@ -237,9 +238,10 @@ def test_rows_are_told_apart_in_whatever_order_the_boxes_come():
         (ROWS, (1000, 780, 1040, 900)),
         (ROWS, (1000, 780, 1040, 897)),
         (ROWS[:1], (200, 700, 900, 708)),
+        (ROWS, (100, 320, 900, 328)),
         (ROWS, (600, 300, 780, 356)),
     ],
-    ids=["strip at the border", "strip 2 pixels from it", "line", "flat frame"],
+    ids=["strip at the border", "strip 2 pixels from it", "line", "line between rows", "flat frame"],
 )
 def test_what_else_lies_on_a_page_is_no_digit(digits, box, find):
     image = page(*digits)
@@ -261,10 +263,11 @@ def test_strokes_a_pixel_apart_stay_apart():
     "shapes, boxes",
     [
         ([("broken 7", 600, 400)], [(596, 396, 670, 500)]),
+        ([("far bar", 600, 400)], [(600, 396, 670, 514)]),
         ([("/", 600, 400), ("/", 640, 400)], [(596, 400, 644, 500), (636, 400, 684, 500)]),
         ([("7", 600, 400), ("7", 610, 540)], [(600, 396, 664, 500), (610, 536, 674, 640)]),
     ],
-    ids=["strokes of one digit", "a digit leans over the next", "a row close below"],
+    ids=["strokes of one digit", "a bar farther off", "a digit leans over the next", "a row close below"],
 )
 def test_strokes_of_one_digit_are_joined_and_digits_are_not(shapes, boxes, find):
     assert find(page(*shapes))[1] == pytest.approx(np.array(boxes), abs=5)
