@@ -30,6 +30,7 @@ def page(*places, size=(1200, 900), pen=8):
         "7": [[(0, 0), (60, 0), (20, 100)]],
         "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
         "far bar": [[(5, 34), (5, 60), (50, 65), (50, 105), (0, 110)], [(10, 0), (70, 0)]],  # a 5
+        "broken 3": [[(0, 0), (90, 0), (60, 35)], [(60, 62), (95, 95), (0, 97)]],  # in two strokes wider than high
         "broken 7": [[(0, 30), (0, 0), (50, 0)], [(66, 0), (40, 100)]],  # its leg lies apart, and partly to the right
         "/": [[(40, 0), (0, 100)]],
         "-": [[(0, 50), (60, 50)]],
@@ -263,11 +264,12 @@ def test_strokes_a_pixel_apart_stay_apart():
     "shapes, boxes",
     [
         ([("broken 7", 600, 400)], [(596, 396, 670, 500)]),
+        ([("broken 3", 600, 400)], [(600, 396, 698, 501)]),
         ([("far bar", 600, 400)], [(600, 396, 670, 514)]),
         ([("/", 600, 400), ("/", 640, 400)], [(596, 400, 644, 500), (636, 400, 684, 500)]),
         ([("7", 600, 400), ("7", 610, 540)], [(600, 396, 664, 500), (610, 536, 674, 640)]),
     ],
-    ids=["strokes of one digit", "a bar farther off", "a digit leans over the next", "a row close below"],
+    ids=["strokes side by side", "one above the other", "a bar farther off", "a digit leans over the next", "rows"],
 )
 def test_strokes_of_one_digit_are_joined_and_digits_are_not(shapes, boxes, find):
     assert find(page(*shapes))[1] == pytest.approx(np.array(boxes), abs=5)
