@@ -269,7 +269,13 @@ def test_strokes_a_pixel_apart_stay_apart():
         ([("/", 600, 400), ("/", 640, 400)], [(596, 400, 644, 500), (636, 400, 684, 500)]),
         ([("7", 600, 400), ("7", 610, 540)], [(600, 396, 664, 500), (610, 536, 674, 640)]),
     ],
-    ids=["strokes side by side", "one above the other", "a bar farther off", "a digit leans over the next", "rows"],
+    ids=[
+        "strokes side by side",
+        "one above the other",
+        "a bar farther off",
+        "a digit leans over the next",
+        "a row close below",
+    ],
 )
 def test_strokes_of_one_digit_are_joined_and_digits_are_not(shapes, boxes, find):
     assert find(page(*shapes))[1] == pytest.approx(np.array(boxes), abs=5)
