@@ -243,16 +243,18 @@ def drawing_window(network, path):
         show()
 
     def obey(event):
-        try:
-            if event.key == "c":
-                del drawings[1:]
-            elif event.key == "z" and len(drawings) > 1:
-                drawings.pop()
-            elif event.key == "s":
+        message = ""
+        if event.key == "c":
+            del drawings[1:]
+        elif event.key == "z" and len(drawings) > 1:
+            drawings.pop()
+        elif event.key == "s":
+            try:
                 save_whole(path, drawings[-1].save)
-            show(f"Saved {path}" if event.key == "s" else "")
-        except InputError as error:
-            show(one_line(error))
+                message = f"Saved {path}"
+            except InputError as error:
+                message = one_line(error)
+        show(message)
 
     figure.canvas.mpl_connect("key_press_event", obey)
     # Kept, as matplotlib holds it only weakly. The width of its line is in points, not in the drawing's pixels.
