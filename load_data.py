@@ -261,7 +261,8 @@ def remove_paper(grey):
     """Return the ink, bright on a ground near 0, from grey of either polarity and uneven light."""
     side = min(grey.shape)
     # Ink is rare and extreme: bright ink skews the differences from the local mean upwards, dark ink downwards.
-    if skew(grey - ndimage.uniform_filter(grey, 1 + side // 3), axis=None) < 0:
+    # The mean is taken in two windows: a broad stroke fills the narrow one, and in the wide one light is less even.
+    if skew([grey - ndimage.uniform_filter(grey, 1 + side // n) for n in (6, 2)], axis=None) < 0:
         grey = -grey
     grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise
     width = max(15, int(0.2 * side))  # wider strokes than this would be taken for paper

@@ -127,6 +127,13 @@ def photo():
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
+def lit_corner():
+    """Return a thin 7 on a page of which most lies in a sharp shadow: what is bright is rare, but no ink."""
+    y, x = np.mgrid[:400, :300]
+    light = np.where(x / 300 + y / 400 < 0.8, 1, 0.25)
+    return Image.fromarray(np.uint8(np.asarray(drawing(60, 230, pen=4)) * light))
+
+
 LOOKS = {
     "white": drawing(255, 0),
     "low contrast": drawing(40, 120),
@@ -147,6 +154,7 @@ LOOKS = {
     "bar at the border": drawing(at=(0, 90), pen=5),
     "broad brush": drawing(pen=58),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
+    "a corner in the light": lit_corner(),
 }
 
 
@@ -173,6 +181,13 @@ def test_thin_lines_become_as_thick_as_mnists(load):
     width = lambda image: image.sum() / 32  # the 7's lines are about 32 pixels long
     thin, thick = width(load(drawing(pen=1))), width(load(drawing(pen=20)))
     assert 1.5 < thin < 3 and 1.5 < thick < 3
+
+
+def test_a_broad_0_that_fills_the_picture_keeps_its_hole(load):
+    """There is nearly as much ink as paper, and the hole is what must not be taken for ink."""
+    image = Image.new("L", (200, 200), 255)
+    ImageDraw.Draw(image).ellipse((10, 5, 190, 195), outline=0, width=38)
+    assert load(image)[11:17, 11:17].max() < 0.1
 
 
 def test_tiny_picture(load):
