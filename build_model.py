@@ -1,33 +1,48 @@
-"""Build the convolutional neural network (CNN) that the other scripts train and evaluate.
+"""Build the convolutional neural network (CNN) that the other scripts train and evaluate, and keep it in files.
 
 python build_model.py
 """
 
 import argparse
+import logging
 import os
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
 
-from load_data import CLASSES, IMAGE_SHAPE, quiet_start, run
+import h5py
+import matplotlib.pyplot as plt
+import numpy as np
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # even if the environment names another backend
+from load_data import CLASSES, IMAGE_SHAPE, InputError, one_line, quiet_start, run
+
+# The same Keras for everyone, whatever the environment and ~/.keras/keras.json say.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 with quiet_start():
     import keras
     import tensorflow as tf
     from keras import layers
 
-    tf.config.list_physical_devices()  # looks for a GPU now: what it writes is held back, too
+    tf.config.list_physical_devices()  # looks for a GPU now, as that writes lines, too
 keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
 
 
-def build_model():
+def build_model(learning_rate=1e-3, steps_per_execution=1):
     """Return the CNN, with fresh random weights and compiled.
 
     Input: float32 images of shape (n, 28, 28, 1) in [0, 1]. Output: float32 class
     probabilities of shape (n, 10). 93,322 trainable parameters.
 
-    Compiled with Adam at its default learning rate, categorical cross-entropy (for one-hot
-    labels) and accuracy.
+    Compiled with Adam, categorical cross-entropy (for one-hot labels) and accuracy.
+
+    Args:
+        learning_rate: Adam's; a number or a Keras learning-rate schedule.
+        steps_per_execution: batches that Keras handles in one go, without returning to Python.
     """
-    model = keras.Sequential(
+    network = keras.Sequential(
         [
             keras.Input(IMAGE_SHAPE),
             layers.Conv2D(32, (3, 3), activation="relu"),  # 26x26x32
@@ -38,14 +53,138 @@ def build_model():
             layers.Flatten(),  # 576
             layers.Dense(64, activation="relu"),
             layers.Dropout(0.5),
-            layers.Dense(CLASSES, activation="softmax"),
+            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # never bfloat16: too coarse for probabilities
         ]
     )
-    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
-    return model
+    network.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss="categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=steps_per_execution,
+    )
+    return network
+
+
+# Files: a trained network, and figures beside it. Nothing below is needed to understand the network
+
+logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())  # Keras advises against .h5
+
+
+def model_path(data, model=None):
+    """Return the path of the model's file; unless `model` names it, it is named after the data. Raises InputError."""
+    if model is None:
+        source = Path(os.path.abspath(data))  # so that "." has a name, too
+        model = f"{source.name if source.is_dir() else source.stem}_classification_model.h5"
+    path = Path(model)
+    if path.suffix != ".h5":
+        raise InputError(f"the model's name must end in .h5, not {path.name} (try my_model.h5)")
+    return path
+
+
+def save_model(network, path):
+    """Save a compiled network as an .h5 file that appears whole or not at all. Raises InputError.
+
+    It can be loaded by `keras.models.load_model()`, and trained further.
+    """
+    target = Path(os.path.realpath(path))  # where a symbolic link leads
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
+            file = Path(folder, target.name)
+            file.write_bytes(bytes(2_000_000))  # is there room? HDF5 can crash Python on a full disk; it needs 0.5 MB
+            network.save(file)
+            with h5py.File(file, "a") as saved:
+                saved.pop("optimizer_weights", None)  # with this group, Keras could not train the loaded network
+            with open(file, "rb+") as saved:
+                os.fsync(saved.fileno())  # or a power cut could leave an empty file under the good name
+            replace_file(file, target)
+    except OSError as error:
+        raise InputError(f"{path}: could not be saved ({error.strerror or error})") from error
+    print(f"Saved {one_line(path)}")
+
+
+def replace_file(file, target):
+    """Move a file over another one; if that one can't be replaced, beside it. Raises InputError."""
+    try:
+        os.replace(file, target)
+    except OSError as error:  # the target belongs to another user, or under Windows, another program has it open
+        beside = target.with_stem(f"{target.stem}_new")
+        os.replace(file, beside)
+        raise InputError(f"{target}: can't be replaced ({error.strerror}); the new model is {beside}") from error
+
+
+def check_writable(path):
+    """Raise InputError unless a model can be saved as `path`: this should be said before training, not after."""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: can't be written (it is a folder)")
+    target = Path(os.path.realpath(path))
+    try:
+        tempfile.TemporaryFile(prefix=target.name, dir=target.parent).close()
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def load_model(data="mnist", model=None):
+    """Return a trained network and its file's path; `data` and `model` are as in `train_model()`.
+
+    Raises InputError. No code in the file runs, and it makes Keras read no other file.
+    """
+    path = model_path(data, model)
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such model; train it first: python train_model.py, with the same --data and --model")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of Keras, about how others build their networks
+            network = keras.models.load_model(path, compile=False)
+    except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything
+        raise InputError(f"{path}: {explain_failure(path, error)}") from error
+    shapes = network.input_shape, network.output_shape
+    if shapes != ((None, *IMAGE_SHAPE), (None, CLASSES)):
+        raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
+    if not all(np.isfinite(weights).all() for weights in network.get_weights()):
+        raise InputError(f"{path}: not all of its weights are finite numbers; train it again")
+    return network, path
+
+
+def explain_failure(path, error):
+    """Return in words for the user why Keras could not load a model's file."""
+    if isinstance(error, OSError) and error.errno:
+        return f"can't be opened ({error.strerror}): does another program use it?"
+    try:
+        with h5py.File(path) as file:
+            config, version = (str(file.attrs.get(name, "")) for name in ("model_config", "keras_version"))
+    except Exception:
+        return "damaged, or no .h5 file; train it again"
+    if not config:
+        return "holds only weights, without the network that they belong to; train it again"
+    if '"Lambda"' in config:
+        return "holds a Lambda layer, which is somebody's code; it isn't run"
+    reason = re.sub(r"\s+", " ", str(error))[:150]
+    return f"saved by Keras {version or 'of an unknown version'}, can't be read by Keras {keras.__version__} ({reason}); train it again"
+
+
+def save_and_show(figure, path, name, note=""):
+    """Save a figure beside the model's file `path`, and show it in a window if there is a display.
+
+    The script waits until the window is closed. Raises InputError.
+    """
+    png = path.with_name(f"{path.stem}_{name}.png")
+    with warnings.catch_warnings(action="ignore"):  # of matplotlib: no display, or a font without a file name's letters
+        try:
+            figure.savefig(png)
+        except OSError as error:
+            raise InputError(f"{png}: could not be saved ({error.strerror})") from error
+        print(f"Saved {one_line(png)}{note}")
+        plt.show()
+    plt.close(figure)
 
 
 # Running as a script
+
+MODEL_HELP = "the model's file (default: the data's name and _classification_model.h5, in the current folder)"
+
+
+def verbosity():
+    """Return Keras's `verbose`: 1, a progress bar, on a terminal; 2, a line per epoch, elsewhere."""
+    return 1 if sys.stdout and sys.stdout.isatty() else 2
 
 
 def main():

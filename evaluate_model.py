@@ -1,4 +1,4 @@
-"""Evaluate a trained model on the test images, read pictures of your own with it, or draw for it.
+"""Evaluate a trained model on the test images; read pictures of your own with it, or draw for it.
 
 python evaluate_model.py [--data mnist | digits | PATH] [--model FILE.h5] [PICTURE ... | --draw]
 """
@@ -6,28 +6,26 @@ python evaluate_model.py [--data mnist | digits | PATH] [--model FILE.h5] [PICTU
 import contextlib
 import math
 import os
-import re
-import shlex
 import sys
+import warnings
 from pathlib import Path
 
-from build_model import keras
-from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, load_data, one_line, run
-from load_data import find_digits, load_picture
-from train_model import MODEL_HELP, model_path, progress, save_picture, save_whole
+from build_model import keras  # first: it starts TensorFlow quietly
+from build_model import MODEL_HELP, load_model, model_path, save_and_show, verbosity
+from load_data import CLASSES, InputError, crop_and_scale, data_parser, fit_to_mnist, load_data, one_line, run
 
-import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.widgets import LassoSelector
-from PIL import Image, ImageDraw
-from scipy.stats import binomtest
+from PIL import Image, ImageDraw, ImageOps
+from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import binomtest, skew
 from sklearn.metrics import classification_report, confusion_matrix
 
-SHOWN = 36  # at most this many images or pictures in a figure
-UNSURE = 0.8  # a digit read with a lower probability is followed by a question mark
+SHOWN = 36  # at most this many images or pictures in a figure: more would be too small to see
 
 
 def evaluate_model(data="mnist", model=None):
@@ -46,19 +44,21 @@ def evaluate_model(data="mnist", model=None):
         InputError: bad data, no such model, or one that doesn't fit these images.
     """
     network, path = load_model(data, model)
-    X_test, y_test = load_data(data)[2:]
-    probabilities = predict(network, X_test, path, progress())
+    _, _, X_test, y_test = load_data(data)
+    probabilities = network.predict(X_test, batch_size=250, verbose=verbosity())
+    check_probabilities(probabilities, path)
 
     y_true, y_pred = y_test.argmax(axis=1), probabilities.argmax(axis=1)
-    loss = float(np.mean(keras.losses.categorical_crossentropy(y_test, probabilities)))
+    loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
+    # Where the accuracy would lie on other images of the kind. Wilson's interval also holds near 100 %.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
     print(classification_report(y_true, y_pred, labels=range(CLASSES), digits=4, zero_division=0))
     matrix = confusion_matrix(y_true, y_pred, labels=range(CLASSES))
-    save_picture(path, "confusion_matrix", draw_confusion_matrix(matrix))
+    save_and_show(draw_confusion_matrix(matrix), path, "confusion_matrix")
 
     wrong = np.flatnonzero(y_true != y_pred)
     if len(wrong) == 0:
@@ -68,7 +68,7 @@ def evaluate_model(data="mnist", model=None):
         surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
         titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
         note = f"the {len(surest)} surest of {len(wrong)} mistakes"
-        save_picture(path, "mistakes", draw_mistakes(X_test[surest], titles, note), f" ({note})")
+        save_and_show(draw_mistakes(X_test[surest], titles, note), path, "mistakes", f" ({note})")
     return {"loss": loss, "accuracy": accuracy, "confusion_matrix": matrix}
 
 
@@ -98,6 +98,8 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
+UNSURE = 0.8  # a digit read with a lower probability gets a question mark. Higher: right ones do, too; lower: few wrong ones
+
 
 def read_pictures(pictures, data="mnist", model=None):
     """Print which digits a trained model reads in each picture file, and draw where it found them.
@@ -117,22 +119,23 @@ def read_pictures(pictures, data="mnist", model=None):
     network, path = load_model(data, model)
     if data == "digits" or path.name == model_path("digits").name:
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
-    answers, drawn = [], []
+    answers, shown = [], []
     for picture in pictures:
         try:
             pixels, _ = load_picture(picture)
             images, boxes, rows = find_digits(pixels, name=picture)
         except InputError as error:
-            print(one_line(error), file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             continue
-        probabilities = predict(network, images, path)
-        print(f"{printable(picture)}: {describe(probabilities, rows)}")
+        probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
+        check_probabilities(probabilities, path)
+        print(f"{one_line(picture)}: {describe(probabilities, rows)}")
         answers.append((picture, probabilities))
-        if len(drawn) < SHOWN:
-            drawn.append((picture, pixels, images, boxes, probabilities))
+        if len(shown) < SHOWN:
+            shown.append((picture, pixels, images, boxes, probabilities))
     if answers:
         note = f" (the first {SHOWN} of {len(answers)})" if len(answers) > SHOWN else ""
-        save_picture(path, "predictions", draw_predictions(drawn), note)
+        save_and_show(draw_predictions(shown), path, "predictions", note)
     return answers
 
 
@@ -153,30 +156,28 @@ def digit_texts(probabilities):
     return [f"{row.argmax()}?" if row.max() < UNSURE else f"{row.argmax()}" for row in probabilities]
 
 
-def printable(text):
-    """Return a text or path with `?` for control characters and what UTF-8 can't encode."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", os.fspath(text).encode(errors="replace").decode())
-
-
-def draw_predictions(drawn):
-    """Return a figure of pictures with a box and the digit read at every place.
+def draw_predictions(shown):
+    """Return a figure of pictures with a red box and the digit read at every place, and grey boxes for other ink.
 
     A picture of one digit has beside it what the network saw.
     """
-    columns = min(4, len(drawn))
-    rows = math.ceil(len(drawn) / columns)
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
     figure = plt.figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
     cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03).flat
-    for cell, (picture, pixels, images, boxes, probabilities) in zip(cells, drawn):
-        name = printable(Path(picture).name)
+    for cell, (picture, pixels, images, boxes, probabilities) in zip(cells, shown):
+        name = one_line(Path(picture).name)
         cell.suptitle(name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}", fontsize=9, parse_math=False)
         cell.set(edgecolor="0.7", linewidth=1)
         axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
-        for (left, top, right, bottom), digit in zip(boxes, digit_texts(probabilities)):
-            axes[0].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color="red", lw=0.8))
-            axes[0].text(left, top, digit, color="red", fontsize=9, va="bottom")
+        for box in other_ink(pixels, boxes):
+            draw_box(axes[0], box, "0.5")
+        for box, digit in zip(boxes, digit_texts(probabilities)):
+            draw_box(axes[0], box, "red")
+            label = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+            axes[0].text(box[0], box[1], digit, color="red", fontsize=8, va="bottom", bbox=label)
         if len(images) == 1:
             axes[1].imshow(images[0], cmap="gray", vmin=0, vmax=1)
         for ax in axes:
@@ -184,9 +185,219 @@ def draw_predictions(drawn):
     return figure
 
 
+def draw_box(ax, box, color):
+    """Draw the outline of a box (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=0.8))
+
+
+# Finding the digits in a picture, step by step. A box is left, top, right and bottom in pixels; where there are
+# many, they are the rows of an array (n, 4).
+
+LONGEST = 1000  # pixels of a picture's longer side, to which it is reduced. Higher: slow; lower: small digits are lost
+MARGIN = 3  # pixels; ink that comes closer to the picture's border touches it. Higher: so do digits; lower: blurred lines don't
+EIGHT_NEIGHBOURS = np.ones((3, 3))  # to SciPy: pixels that meet at a corner belong together, too
+
+
+def find_digits(picture, name="picture"):
+    """Find all handwritten digits in a picture, and prepare them as MNIST's authors prepared theirs.
+
+    Args:
+        picture: a file that Pillow can read, or uint8 pixels (height, width) or (height, width, 3 or 4).
+        name: what an error calls the picture if it is given as pixels.
+
+    Returns:
+        `images, boxes, rows`, in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink); the digits'
+        left, top, right and bottom in pixels of the upright picture, int (n, 4); the rows' numbers, int (n,).
+
+    Raises:
+        InputError: no such file, no picture, too large, or no digit in it.
+    """
+    if isinstance(picture, np.ndarray):
+        pixels, reduction = np.asarray(Image.fromarray(picture).convert("RGBA")), 1
+    else:
+        name = picture
+        pixels, reduction = load_picture(picture)
+    ink = remove_paper(pixels)
+    strokes, boxes = find_strokes(ink)
+    kept, size = leave_out_frames(strokes, boxes)
+    digits = join_strokes(boxes, kept, size, least=max(min(ink.shape) / 40, 3))
+    if not digits:
+        raise InputError(f"{name}: no digit found in it; each must stand out from its paper, and apart from other ink")
+    boxes = np.array([[*boxes[digit, :2].min(axis=0), *boxes[digit, 2:].max(axis=0)] for digit in digits])
+    order, rows = reading_order(boxes)
+    images = [cut_out(ink, np.isin(strokes, digits[i] + 1), boxes[i]) for i in order]
+    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
+
+
+def load_picture(path):
+    """Return a picture file as uint8 RGBA (height, width, 4), upright, and the factor by which it was reduced.
+
+    Raises InputError.
+    """
+    if not os.path.isfile(path):
+        problem = "is a folder; name the pictures in it" if os.path.isdir(path) else "no such file"
+        raise InputError(f"{path}: {problem}")
+    try:
+        # Pillow opens far more kinds of files, programs (EPS) among them.
+        formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
+            length = max(image.size)
+            # A JPEG can be decoded at a half to an eighth of its size, which saves memory unless it is progressive.
+            if "progressive" not in image.info:
+                image.draft(None, (LONGEST, LONGEST))
+            if image.width * image.height > 20_000_000:  # which take a second and 0.5 GB
+                raise ValueError("too many megapixels")
+            ImageOps.exif_transpose(image, in_place=True)  # telephones save pictures lying, with a note of how to turn them
+            if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
+                deep = np.nan_to_num(np.asarray(image, np.float32))
+                image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
+            image = image.convert("RGBA")
+            image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX: the mean of all pixels, so thin strokes stay
+            return np.asarray(image), length / max(image.size)
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise InputError(f"{path}: not a picture that can be read ({error}); export it as JPEG, of at most 20 megapixels") from error
+
+
+def remove_paper(pixels):
+    """Turn a picture into ink alone: bright strokes on a black ground, float32 (height, width)."""
+    image = Image.fromarray(pixels)
+    paper = Image.new("RGBA", image.size, "grey")  # on it, black and white ink show where the picture is transparent
+    grey = np.asarray(Image.alpha_composite(paper, image).convert("L"), np.float32)
+    # In a shadow, ink and paper darken by one factor. In their logarithms, ink stands out there as in the light.
+    grey = np.log1p(grey / 100)  # divided by less than 100, the noise of dark pixels would stand out, too
+    side = min(grey.shape)
+    # Is the ink darker or brighter than the paper? It is rare and extreme: dark ink skews the differences from the
+    # local mean downwards. The mean over a third of the side: over more, light is less even; over less, a broad
+    # stroke fills the window.
+    if skew(grey - ndimage.uniform_filter(grey, 1 + side // 3), axis=None) < 0:
+        grey = -grey
+    grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise. More: thin strokes fade; less: specks
+    # A white top-hat: the picture less its opening, which is the picture without anything narrower than `width`,
+    # that is, the paper. Wider: a shadow's edge counts as ink; narrower: so does only the rim of a broad stroke.
+    width = max(15, int(0.2 * side))
+    # Padded, so that a desk or a shadow at the border is wide enough to count as paper.
+    return ndimage.white_tophat(np.pad(grey, width, "edge"), width)[width:-width, width:-width]
+
+
+def find_strokes(ink):
+    """Number the strokes of ink: return a picture (height, width) of numbers, 0 for the ground, and their boxes.
+
+    Pixels of the stroke in row `i` of the boxes have the number `i + 1`.
+    """
+    usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink
+    strong = ink > 0.4 * usual  # higher: strokes break where they are faint; lower: blurred neighbours touch
+    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # the nearly horizontal and the nearly vertical ones
+    strokes, count = ndimage.label(strong, EIGHT_NEIGHBOURS)
+    strength = ndimage.mean(ink, strokes, range(count + 1))
+    # Weaker strokes than these are creases and shadows. Higher: faint digits are lost; lower: creases are read.
+    # 0.12, a ninth darker than the paper, is for pages without any ink.
+    real = strength > max(0.55 * usual, 0.12)
+    real[0] = False
+    strokes, _ = ndimage.label(real[strokes], EIGHT_NEIGHBOURS)
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(strokes)]
+    return strokes, np.array(boxes, int).reshape(-1, 4)
+
+
+def ruled_lines(strong):
+    """Find a ruled page's lines: two or more that are long, nearly horizontal and reach the left or right border.
+
+    `strong` is a bool mask (height, width), as is what is returned.
+    """
+    # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap.
+    grown = ndimage.maximum_filter(strong, 3)
+    # An opening with a low and long window leaves runs of at least its length. Longer: lines that a digit interrupts
+    # stay; shorter: a digit's bars go, and in small pictures whole digits.
+    lines = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
+    at_border = lines.copy()
+    at_border[:, MARGIN:-MARGIN] = False
+    lines = ndimage.binary_propagation(at_border, EIGHT_NEIGHBOURS, lines)  # of the runs, those that lead to the border
+    lines = ndimage.maximum_filter(lines, 3)  # grown again, to cover ragged edges
+    _, count = ndimage.label(lines, EIGHT_NEIGHBOURS)
+    return lines & (count > 1)  # a single one may be a digit's bar
+
+
+def leave_out_frames(strokes, boxes):
+    """Tell digits' strokes from frames and what the border cuts: return which to keep, and a digit's usual height."""
+    left, top, right, bottom = boxes.T
+    x, y, heights = (left + right) / 2, (top + bottom) / 2, bottom - top
+    picture_height, picture_width = strokes.shape
+    frame = np.zeros(len(boxes), bool)
+    for i, (l, t, r, b) in enumerate(boxes):
+        # A frame is hollow, that is, without ink of its own in its box's middle third, and has high strokes in it.
+        inside = (l < x) & (x < r) & (t < y) & (y < b) & (heights > (b - t) / 3) & (np.arange(len(boxes)) != i)
+        middle = strokes[(2 * t + b) // 3 : (t + 2 * b) // 3, (2 * l + r) // 3 : (l + 2 * r) // 3]
+        frame[i] = inside.any() and i + 1 not in middle
+    cut = (np.minimum(left, top) < MARGIN) | (right > picture_width - MARGIN) | (bottom > picture_height - MARGIN)
+    least = max(min(strokes.shape) / 40, 3)
+    whole = ~frame & ~cut
+    if not (whole & (heights > least) & (right - left < 3 * heights)).any():
+        whole = ~frame  # the digits themselves lie at the border
+    if not whole.any():
+        return whole, 0
+    # Each pixel votes with its stroke's length, so that specks count for little, and dashes by their height.
+    lengths = np.clip(right - left, heights, 3 * heights)
+    pixels = np.bincount(strokes.ravel(), minlength=len(boxes) + 1)[1:]
+    size = np.median(np.repeat(lengths[whole], pixels[whole]))
+    # What the border cuts is a digit all the same if it reaches far in, and isn't a line across the page.
+    depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)
+    return whole | ~frame & (depth > 0.3 * size) & (heights < 1.9 * size), size
+
+
+def join_strokes(boxes, kept, size, least):
+    """Put the strokes together that form one digit: those close above one another. Return arrays of their rows in `boxes`."""
+    numbers = np.flatnonzero(kept)
+    left, top, right, bottom = boxes[numbers].T
+    widths, heights = right - left, bottom - top
+    # Each of these compares every stroke with every other one: arrays (n, n).
+    overlap = np.minimum.outer(right, right) - np.maximum.outer(left, left)  # sideways; negative if they are apart
+    gap = np.maximum.outer(top, top) - np.minimum.outer(bottom, bottom)
+    height = np.maximum.outer(bottom, bottom) - np.minimum.outer(top, top)  # of both together
+    narrower = np.minimum.outer(widths, widths)
+    # Smaller shares of overlap and larger gaps join digits that lean over one another or stand in two rows; larger
+    # shares and smaller gaps leave the bar of a 5 alone.
+    together = (overlap > 0.3 * narrower) & (gap < 0.2 * size) & (height < 1.5 * size)
+    count, digit = connected_components(together, directed=False)
+    # A digit has a high stroke. Higher: flat digits are lost; lower: specks, dots and dashes are read.
+    high = (heights > max(0.36 * size, least)) & (widths < 3 * heights)
+    return [numbers[digit == i] for i in range(count) if high[digit == i].any()]
+
+
+def reading_order(boxes):
+    """Sort boxes as one reads, row by row and each from the left: return their order and then the rows' numbers, int (n,)."""
+    middles = boxes[:, [1, 3]].mean(axis=1)
+    order = middles.argsort()
+    # A box that begins a row lies half a digit lower than the one before. Less: a slanted row falls apart.
+    new_row = np.diff(middles[order], prepend=middles.min()) > np.median(boxes[:, 3] - boxes[:, 1]) / 2
+    rows = new_row.cumsum()
+    return order[np.lexsort((boxes[order, 0], rows))], rows  # sorted by row, and within it by the left edge
+
+
+def cut_out(ink, mask, box):
+    """Make one digit an image like MNIST's, float32 (28, 28); thin strokes become about as broad as MNIST's."""
+    left, top, right, bottom = box
+    digit = (ink * mask)[top:bottom, left:right]
+    digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)  # the strongest fifth becomes 1
+    digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
+    core = digit > 0.5
+    # In a stroke of width w, pixels lie w / 4 from the edge in the mean, and half a pixel more, as they are whole.
+    width = 4 * (ndimage.distance_transform_edt(core)[core].mean() - 0.5)
+    # Of 100 pixels, MNIST's strokes take about 10. More: loops fill; less: thin strokes vanish in 20x20 pixels.
+    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + max(0, round(10 - width))))
+
+
+def other_ink(pixels, boxes):
+    """Return the boxes of strong ink that lies in none of the digits' `boxes`: of what wasn't read."""
+    _, others = find_strokes(remove_paper(pixels))
+    x, y = others[:, [0, 2]].mean(axis=1), others[:, [1, 3]].mean(axis=1)
+    read = [(left <= x) & (x <= right) & (top <= y) & (y <= bottom) for left, top, right, bottom in boxes]
+    return others[~np.any(read, axis=0)]
+
+
 # Drawing in a window
 
-PAPER = (480, 360)  # width and height in pixels
+PAPER = (520, 400)  # width and height in pixels
+EDGE = 20  # pixels of it that aren't shown, so that a stroke that leaves the shown part isn't cut by the picture's border
 PEN = 14  # width in pixels
 
 
@@ -202,8 +413,9 @@ def draw(data="mnist", model=None):
     Raises:
         InputError: no display, no such model, or one that doesn't fit these images.
     """
-    if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
-        raise InputError("there is no display to draw on, or none that matplotlib can use")
+    backend = plt.get_backend().lower()
+    if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE) or "inline" in backend:
+        raise InputError("there is no window to draw in: no display, or a notebook without %matplotlib widget")
     network, path = load_model(data, model)
     with plt.rc_context({"toolbar": "None"}):
         drawing_window(network, path.with_name(f"{path.stem}_drawing.png"))
@@ -217,21 +429,22 @@ def drawing_window(network, path):
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
     drawings = [Image.new("RGB", PAPER, "white")]  # the empty paper, then the drawing after each stroke
     shown = paper.imshow(drawings[0])
-    paper.set(xticks=[], yticks=[], xlabel="Draw here.   c: clear   z: take the last stroke back   s: save")
+    paper.set(xlim=(EDGE, PAPER[0] - EDGE), ylim=(PAPER[1] - EDGE, EDGE), xticks=[], yticks=[])
+    paper.set_xlabel("Draw here.   c: clear   z: take the last stroke back   s: save")
     seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
     bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
 
-    def show(message=""):
+    def update(message=""):
         shown.set_data(drawings[-1])
         for old in (*seen.images, *bars.containers):
             old.remove()
         with contextlib.suppress(InputError):  # no digit there yet: nothing to show
             images, _, rows = find_digits(np.asarray(drawings[-1]))
-            probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
+            probabilities = network(images, training=False).numpy()
             message = message or describe(probabilities, rows)
             seen.imshow(images[-1], cmap="gray", vmin=0, vmax=1)
             bars.barh(range(CLASSES), probabilities[-1], color="tab:blue")
-        paper.set_title(printable(message), parse_math=False)
+        paper.set_title(message, parse_math=False)
         figure.canvas.draw_idle()
 
     def add_stroke(points):
@@ -240,9 +453,9 @@ def drawing_window(network, path):
         canvas.line(points, fill="black", width=PEN)
         for point in points:  # round joints and ends, and a dot for a click
             canvas.circle(point, PEN / 2, fill="black")
-        show()
+        update()
 
-    def obey(event):
+    def press_key(event):
         message = ""
         if event.key == "c":
             del drawings[1:]
@@ -250,81 +463,24 @@ def drawing_window(network, path):
             drawings.pop()
         elif event.key == "s":
             try:
-                save_whole(path, drawings[-1].save)
-                message = f"Saved {path}"
-            except InputError as error:
-                message = one_line(error)
-        show(message)
+                drawings[-1].save(path)
+                message = one_line(f"Saved {path}")
+            except OSError as error:
+                message = one_line(f"{path}: could not be saved ({error.strerror})")
+        update(message)
 
-    figure.canvas.mpl_connect("key_press_event", obey)
+    figure.canvas.mpl_connect("key_press_event", press_key)
     # Kept, as matplotlib holds it only weakly. The width of its line is in points, not in the drawing's pixels.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 
-# Trained models
+# Nothing below is needed to understand the rest: a check, and running as a script
 
 
-def load_model(data="mnist", model=None):
-    """Return a trained Keras model and its file's path; `data` and `model` as in `evaluate_model()`.
-
-    Raises InputError.
-    """
-    path = model_path(data, model)
-    if not os.path.isfile(path):
-        command = ["python", "train_model.py"]
-        if data != "mnist":
-            command += ["--data", os.fspath(data)]
-        if path != model_path(data):
-            command += ["--model", os.fspath(path)]
-        others = ", ".join(sorted(file.name for file in path.parent.glob("*.h5"))) or "none"
-        raise InputError(f"{path}: no such model; train one first: {shlex.join(command)} (models there: {others})")
-    try:
-        check_sizes(path)
-        # First a trial in which Keras allocates no variables: a file whose layers don't fit its weights fails
-        # here, before gigabytes are allocated.
-        with keras.StatelessScope(initialize_variables=False):
-            keras.models.load_model(path, compile=False)
-        network = keras.models.load_model(path, compile=False)
-        if max(math.prod(layer.output.shape[1:]) for layer in network.layers) > 100_000:
-            raise ValueError("a layer outputs more than 100,000 numbers for an image")
-        if not all(np.isfinite(weights).all() for weights in network.get_weights()):
-            raise ValueError("not all of its weights are finite numbers")
-    except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything
-        raise InputError(f"{path}: not a Keras model that can be used ({error})") from error
-    shapes = network.input_shape, network.output_shape
-    if shapes != ((None, *IMAGE_SHAPE), (None, CLASSES)):
-        raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
-    return network, path
-
-
-def check_sizes(path):
-    """Raise ValueError unless an .h5 file holds all the weights that it declares, each once, in at most 256 MiB.
-
-    HDF5 can declare gigabytes that the file doesn't hold, and Keras would make room for them.
-    """
-    items = []
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: items.append(item))
-        declared = sum(getattr(item, "nbytes", 0) for item in items)
-        # Keras loads an item as often as attributes like layer_names list it: in a good file, once at most.
-        named = sum(np.size(value) for item in items for key, value in item.attrs.items() if "_names" in key)
-    if declared > os.path.getsize(path):
-        raise ValueError("it declares more weights than it holds")
-    if declared > 2**28:
-        raise ValueError("its weights take more than 256 MiB")
-    if named > len(items):
-        raise ValueError("it lists some weights twice")
-
-
-def predict(network, images, path, verbose=0):
-    """Return class probabilities (n, 10). Raises InputError, naming the model's file `path`, if they are none."""
-    probabilities = network.predict(images, batch_size=250, verbose=verbose)
-    if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise InputError(f"{path}: its outputs are not probabilities (NaN, negative or not summing to 1)")
-    return probabilities
-
-
-# Running as a script
+def check_probabilities(probabilities, path):
+    """Raise InputError, naming the model's file `path`, unless a network's outputs are probabilities."""
+    if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+        raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
 
 
 def main():

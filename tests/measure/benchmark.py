@@ -1,7 +1,7 @@
 """Compare the recipe with the textbook loop, or one changed constant a row with the recipe.
 
-    python tests/benchmark.py [--data PATH] [--seeds 5] [--quick]
-    python tests/benchmark.py --ablation [ROW ...] [--data PATH] [--seeds 5] [--epochs 10]
+    python tests/measure/benchmark.py [--data PATH] [--seeds 5] [--quick]
+    python tests/measure/benchmark.py --ablation [ROW ...] [--data PATH] [--seeds 5] [--epochs 10]
 
 The first trains on the training images and tests on the test images. The runs alternate, so that a
 busy machine slows them all. Timed is what comes between the loaded data and the trained network,
@@ -23,7 +23,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["MPLBACKEND"] = "agg"
 
@@ -56,17 +56,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 ROWS = {
     "recipe": {},
     "float32": {"BFLOAT16": False},
-    "all-distorted": {"DISTORT_ONE_IN": 1},
-    "quarter-distorted": {"DISTORT_ONE_IN": 4},
-    "none-distorted": {"distort": lambda images, seed: images},
+    "all-distorted": {"distort_half": lambda batch, seed: (recipe.distort(batch[0], seed), batch[1])},
+    "none-distorted": {"distort_half": lambda batch, seed: batch},
     "corners-2": {"CORNER_SHIFT": 2.0},
     "corners-6": {"CORNER_SHIFT": 6.0},
     "constant-rate": {"one_cycle": lambda epochs, steps: 1e-3},
-    "peak-4e-3": {"PEAK_RATE": 4e-3},
-    "peak-6e-3": {"PEAK_RATE": 6e-3},
-    "peak-1.2e-2": {"PEAK_RATE": 1.2e-2},
-    "peak-1.6e-2": {"PEAK_RATE": 1.6e-2},
-    "warm-up-10%": {"WARM_UP": 0.1},
+    "peak-2e-3": {"PEAK_RATE": 2e-3},
+    "peak-8e-3": {"PEAK_RATE": 8e-3},
+    "warm-up-0%": {"WARM_UP": 0.0},
     "warm-up-40%": {"WARM_UP": 0.4},
     "batches-64": {"BATCH_SIZE": 64},
     "batches-256": {"BATCH_SIZE": 256},
@@ -84,9 +81,9 @@ def our_recipe(arrays, epochs, seed, **changes):
     """Train as `train_model()` does, with some of its module's names changed, but neither load nor save."""
     untimed = {
         "load_data": lambda data: arrays,
-        "save_network": lambda network, path: None,
-        "save_picture": lambda model, name, figure: recipe.plt.close(figure),
-        "progress": lambda: 0,
+        "save_model": lambda network, path: None,
+        "save_and_show": lambda figure, path, name: recipe.plt.close(figure),
+        "verbosity": lambda: 0,
     }
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
         model = Path(folder, "model.h5")
