@@ -53,7 +53,7 @@ def build_model(learning_rate=1e-3, steps_per_execution=1):
             layers.Flatten(),  # 576
             layers.Dense(64, activation="relu"),
             layers.Dropout(0.5),
-            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # never bfloat16: too coarse for probabilities
+            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # even if the others compute in 16 bits
         ]
     )
     network.compile(
@@ -67,7 +67,8 @@ def build_model(learning_rate=1e-3, steps_per_execution=1):
 
 # Files: a trained network, and figures beside it. Nothing below is needed to understand the network
 
-logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())  # Keras advises against .h5
+# Whenever Keras writes an .h5 file, it logs that the format is old.
+logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
 
 
 def model_path(data, model=None):
@@ -90,10 +91,10 @@ def save_model(network, path):
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             file = Path(folder, target.name)
-            file.write_bytes(bytes(2_000_000))  # is there room? HDF5 can crash Python on a full disk; it needs 0.5 MB
+            file.write_bytes(bytes(1_000_000))  # twice what is needed: on a full disk this fails, HDF5 would crash Python
             network.save(file)
             with h5py.File(file, "a") as saved:
-                saved.pop("optimizer_weights", None)  # with this group, Keras could not train the loaded network
+                saved.pop("optimizer_weights", None)  # a loaded network that has this group can't be trained further
             with open(file, "rb+") as saved:
                 os.fsync(saved.fileno())  # or a power cut could leave an empty file under the good name
             replace_file(file, target)
@@ -126,7 +127,8 @@ def check_writable(path):
 def load_model(data="mnist", model=None):
     """Return a trained network and its file's path; `data` and `model` are as in `train_model()`.
 
-    Raises InputError. No code in the file runs, and it makes Keras read no other file.
+    Raises InputError. The file can be a stranger's: Keras (from 3.15.1 on) runs no code in it and follows no link in
+    it to other files.
     """
     path = model_path(data, model)
     if not os.path.isfile(path):

@@ -98,7 +98,7 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
-UNSURE = 0.8  # a digit read with a lower probability gets a question mark. Higher: right ones do, too; lower: few wrong ones
+UNSURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones do; lower: few wrong ones do
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -191,12 +191,16 @@ def draw_box(ax, box, color):
     ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=0.8))
 
 
-# Finding the digits in a picture, step by step. A box is left, top, right and bottom in pixels; where there are
-# many, they are the rows of an array (n, 4).
+# Finding the digits in a picture: 1. load it, 2. remove the paper, 3. number the strokes of ink, 4. leave out frames,
+# 5. put the strokes of a digit together, 6. sort the digits, 7. make each look like MNIST's.
+#
+# A stroke is a connected piece of ink: a whole digit, or a part of one. A box is left, top, right and bottom in
+# pixels; many boxes are the rows of an array (n, 4). Of the constants, it is said what goes wrong with others.
 
-LONGEST = 1000  # pixels of a picture's longer side, to which it is reduced. Higher: slow; lower: small digits are lost
-MARGIN = 3  # pixels; ink that comes closer to the picture's border touches it. Higher: so do digits; lower: blurred lines don't
-EIGHT_NEIGHBOURS = np.ones((3, 3))  # to SciPy: pixels that meet at a corner belong together, too
+LONGEST = 1000  # pixels of a picture's longer side, to which it is reduced. More: it takes long; fewer: small digits are lost
+BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
+WIDEST = 3  # no digit is wider than so many times its height. Higher: dashes are read; lower: broad, flat digits aren't
+EIGHT_NEIGHBOURS = np.ones((3, 3))  # tells SciPy that pixels that meet at a corner are connected, too
 
 
 def find_digits(picture, name="picture"):
@@ -219,175 +223,184 @@ def find_digits(picture, name="picture"):
         name = picture
         pixels, reduction = load_picture(picture)
     ink = remove_paper(pixels)
-    strokes, boxes = find_strokes(ink)
-    kept, size = leave_out_frames(strokes, boxes)
-    digits = join_strokes(boxes, kept, size, least=max(min(ink.shape) / 40, 3))
+    strokes, stroke_boxes = find_strokes(ink)
+    digits = join_strokes(stroke_boxes, *leave_out_frames(strokes, stroke_boxes))
     if not digits:
         raise InputError(f"{name}: no digit found in it; each must stand out from its paper, and apart from other ink")
-    boxes = np.array([[*boxes[digit, :2].min(axis=0), *boxes[digit, 2:].max(axis=0)] for digit in digits])
+    edges = [stroke_boxes[digit].T for digit in digits]
+    boxes = np.array([(left.min(), top.min(), right.max(), bottom.max()) for left, top, right, bottom in edges])
     order, rows = reading_order(boxes)
     images = [cut_out(ink, np.isin(strokes, digits[i] + 1), boxes[i]) for i in order]
     return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
 def load_picture(path):
-    """Return a picture file as uint8 RGBA (height, width, 4), upright, and the factor by which it was reduced.
+    """Load a picture file as uint8 RGBA (height, width, 4), upright; also return the factor by which it was reduced.
 
     Raises InputError.
     """
     if not os.path.isfile(path):
         problem = "is a folder; name the pictures in it" if os.path.isdir(path) else "no such file"
         raise InputError(f"{path}: {problem}")
+    formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # of Pillow's many, some run programs (EPS)
     try:
-        # Pillow opens far more kinds of files, programs (EPS) among them.
-        formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             length = max(image.size)
-            # A JPEG can be decoded at a half to an eighth of its size, which saves memory unless it is progressive.
             if "progressive" not in image.info:
-                image.draft(None, (LONGEST, LONGEST))
-            if image.width * image.height > 20_000_000:  # which take a second and 0.5 GB
+                image.draft(None, (LONGEST, LONGEST))  # a JPEG, unless progressive, is decoded in a smaller size at once
+            if image.width * image.height > 20_000_000:  # these take a second and 0.5 GB
                 raise ValueError("too many megapixels")
             ImageOps.exif_transpose(image, in_place=True)  # telephones save pictures lying, with a note of how to turn them
             if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
                 deep = np.nan_to_num(np.asarray(image, np.float32))
                 image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
             image = image.convert("RGBA")
-            image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX: the mean of all pixels, so thin strokes stay
+            image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX takes means: thin strokes fade, but stay
             return np.asarray(image), length / max(image.size)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise InputError(f"{path}: not a picture that can be read ({error}); export it as JPEG, of at most 20 megapixels") from error
+        advice = "export it as JPEG, of at most 20 megapixels"
+        raise InputError(f"{path}: not a picture that can be read ({error}); {advice}") from error
 
 
 def remove_paper(pixels):
-    """Turn a picture into ink alone: bright strokes on a black ground, float32 (height, width)."""
+    """Turn a picture into its ink alone: bright strokes on a ground near 0, float32 (height, width)."""
     image = Image.fromarray(pixels)
-    paper = Image.new("RGBA", image.size, "grey")  # on it, black and white ink show where the picture is transparent
-    grey = np.asarray(Image.alpha_composite(paper, image).convert("L"), np.float32)
-    # In a shadow, ink and paper darken by one factor. In their logarithms, ink stands out there as in the light.
+    backing = Image.new("RGBA", image.size, "grey")  # where a picture is transparent, black and white ink both show on it
+    grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)
+    # A shadow darkens ink and paper by one factor, so in logarithms the ink stands out in it nearly as in the light.
     grey = np.log1p(grey / 100)  # divided by less than 100, the noise of dark pixels would stand out, too
     side = min(grey.shape)
-    # Is the ink darker or brighter than the paper? It is rare and extreme: dark ink skews the differences from the
-    # local mean downwards. The mean over a third of the side: over more, light is less even; over less, a broad
-    # stroke fills the window.
+    # Is the ink the darker or the brighter part? It is rare and far from the mean of its surroundings, so a few large
+    # differences, on its side, make their distribution lopsided (skewed). Surroundings of a third of the side: in
+    # smaller ones a broad stroke is no longer rare, in larger ones the light is less even.
     if skew(grey - ndimage.uniform_filter(grey, 1 + side // 3), axis=None) < 0:
         grey = -grey
-    grey = ndimage.gaussian_filter(grey, side / 600)  # the camera's noise. More: thin strokes fade; less: specks
-    # A white top-hat: the picture less its opening, which is the picture without anything narrower than `width`,
-    # that is, the paper. Wider: a shadow's edge counts as ink; narrower: so does only the rim of a broad stroke.
+    grey = ndimage.gaussian_filter(grey, side / 600)  # against noise. More: thin strokes fade; less: specks stay
+    # SciPy's white top-hat removes all that is wider than `width`, which is the paper. Wider: the edges of shadows
+    # stay; narrower: broad strokes are hollowed out.
     width = max(15, int(0.2 * side))
-    # Padded, so that a desk or a shadow at the border is wide enough to count as paper.
+    # Padded, so that a desk or a shadow at the border is wide enough to be removed.
     return ndimage.white_tophat(np.pad(grey, width, "edge"), width)[width:-width, width:-width]
 
 
 def find_strokes(ink):
-    """Number the strokes of ink: return a picture (height, width) of numbers, 0 for the ground, and their boxes.
+    """Number the strokes of ink: return a picture (height, width) of numbers, 0 for the ground, and the strokes' boxes.
 
-    Pixels of the stroke in row `i` of the boxes have the number `i + 1`.
+    The stroke in row `i` of the boxes has the number `i + 1`.
     """
-    usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink
-    strong = ink > 0.4 * usual  # higher: strokes break where they are faint; lower: blurred neighbours touch
-    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # the nearly horizontal and the nearly vertical ones
+    usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink, without its blurred edges
+    strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
+    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # .T: the nearly vertical ones, lying
     strokes, count = ndimage.label(strong, EIGHT_NEIGHBOURS)
-    strength = ndimage.mean(ink, strokes, range(count + 1))
-    # Weaker strokes than these are creases and shadows. Higher: faint digits are lost; lower: creases are read.
-    # 0.12, a ninth darker than the paper, is for pages without any ink.
+    strength = ndimage.mean(ink, strokes, range(1, count + 1))
+    # Weaker ones are creases and the edges of shadows. Higher: faint digits are lost; lower: creases are read. The
+    # fixed limit, paper darkened by a sixth, is for pictures that hold no ink at all.
     real = strength > max(0.55 * usual, 0.12)
-    real[0] = False
-    strokes, _ = ndimage.label(real[strokes], EIGHT_NEIGHBOURS)
-    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(strokes)]
-    return strokes, np.array(boxes, int).reshape(-1, 4)
+    boxes = find_boxes(strokes)
+    lengths = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    real &= lengths > max(3, min(ink.shape) / 40)  # the others are specks. Higher: small digits are lost; lower: dust is read
+    strokes, _ = ndimage.label(np.append(False, real)[strokes], EIGHT_NEIGHBOURS)  # numbered afresh, without the others
+    return strokes, find_boxes(strokes)
 
 
 def ruled_lines(strong):
-    """Find a ruled page's lines: two or more that are long, nearly horizontal and reach the left or right border.
+    """Find a ruled page's lines: two or more that are long, nearly horizontal and lead to the left or right border.
 
-    `strong` is a bool mask (height, width), as is what is returned.
+    Takes and returns a bool mask (height, width).
     """
-    # A slanted line is a staircase of short runs of pixels. Grown by a pixel, they overlap.
-    grown = ndimage.maximum_filter(strong, 3)
-    # An opening with a low and long window leaves runs of at least its length. Longer: lines that a digit interrupts
-    # stay; shorter: a digit's bars go, and in small pictures whole digits.
-    lines = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
-    at_border = lines.copy()
-    at_border[:, MARGIN:-MARGIN] = False
-    lines = ndimage.binary_propagation(at_border, EIGHT_NEIGHBOURS, lines)  # of the runs, those that lead to the border
+    grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: a slanted line's short runs of pixels now overlap
+    # An opening keeps only what its window fits into: here, long runs. Shorter: the bars of digits are taken for lines,
+    # and in small pictures whole digits; longer: lines that digits interrupt are missed.
+    runs = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
+    at_border = runs.copy()
+    at_border[:, BORDER:-BORDER] = False
+    lines = ndimage.binary_propagation(at_border, EIGHT_NEIGHBOURS, runs)  # the runs that are connected to the border
     lines = ndimage.maximum_filter(lines, 3)  # grown again, to cover ragged edges
     _, count = ndimage.label(lines, EIGHT_NEIGHBOURS)
     return lines & (count > 1)  # a single one may be a digit's bar
 
 
+def find_boxes(strokes):
+    """Return the boxes, int (n, 4), of the strokes in a picture of their numbers."""
+    slices = ndimage.find_objects(strokes)
+    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
+
+
 def leave_out_frames(strokes, boxes):
-    """Tell digits' strokes from frames and what the border cuts: return which to keep, and a digit's usual height."""
+    """Leave out frames and what the border cuts off: return the rows of the other boxes, and the usual size of a digit."""
     left, top, right, bottom = boxes.T
-    x, y, heights = (left + right) / 2, (top + bottom) / 2, bottom - top
+    x, y, widths, heights = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
     picture_height, picture_width = strokes.shape
     frame = np.zeros(len(boxes), bool)
-    for i, (l, t, r, b) in enumerate(boxes):
-        # A frame is hollow, that is, without ink of its own in its box's middle third, and has high strokes in it.
-        inside = (l < x) & (x < r) & (t < y) & (y < b) & (heights > (b - t) / 3) & (np.arange(len(boxes)) != i)
-        middle = strokes[(2 * t + b) // 3 : (t + 2 * b) // 3, (2 * l + r) // 3 : (l + 2 * r) // 3]
+    for i in range(len(boxes)):
+        # A frame has higher strokes than specks inside, and is hollow: none of its ink is in its middle third.
+        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i]) & (heights > heights[i] / 3)
+        inside[i] = False
+        third_x, third_y = widths[i] // 3, heights[i] // 3
+        middle = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
         frame[i] = inside.any() and i + 1 not in middle
-    cut = (np.minimum(left, top) < MARGIN) | (right > picture_width - MARGIN) | (bottom > picture_height - MARGIN)
-    least = max(min(strokes.shape) / 40, 3)
-    whole = ~frame & ~cut
-    if not (whole & (heights > least) & (right - left < 3 * heights)).any():
-        whole = ~frame  # the digits themselves lie at the border
-    if not whole.any():
-        return whole, 0
-    # Each pixel votes with its stroke's length, so that specks count for little, and dashes by their height.
-    lengths = np.clip(right - left, heights, 3 * heights)
+    cut = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
+    whole = ~frame & ~cut & (widths < WIDEST * heights)
+    if not whole.any():  # the digits themselves lie at the border
+        cut[:] = False
+        whole = ~frame
+    # Each pixel votes with its stroke's length: most ink is in strokes that are whole digits.
     pixels = np.bincount(strokes.ravel(), minlength=len(boxes) + 1)[1:]
-    size = np.median(np.repeat(lengths[whole], pixels[whole]))
-    # What the border cuts is a digit all the same if it reaches far in, and isn't a line across the page.
+    size = np.median(np.repeat(np.maximum(widths, heights)[whole], pixels[whole])) if whole.any() else 0
+    # A digit that is cut is read, too. Its middle lies inside the picture: less far, and the edges of a desk are read.
+    # It isn't much higher than others: higher, and a line from border to border is read.
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)
-    return whole | ~frame & (depth > 0.3 * size) & (heights < 1.9 * size), size
+    cut &= ~((depth > 0.3 * size) & (heights < 1.9 * size))
+    return np.flatnonzero(~frame & ~cut), size
 
 
-def join_strokes(boxes, kept, size, least):
-    """Put the strokes together that form one digit: those close above one another. Return arrays of their rows in `boxes`."""
-    numbers = np.flatnonzero(kept)
-    left, top, right, bottom = boxes[numbers].T
+def join_strokes(boxes, rows, size):
+    """Put those strokes together that form one digit: of two, one is close above the other, or they overlap.
+
+    Returns, for each digit, the rows of its strokes' boxes. `rows` are those of the strokes that count.
+    """
+    left, top, right, bottom = boxes[rows].T
     widths, heights = right - left, bottom - top
-    # Each of these compares every stroke with every other one: arrays (n, n).
-    overlap = np.minimum.outer(right, right) - np.maximum.outer(left, left)  # sideways; negative if they are apart
-    gap = np.maximum.outer(top, top) - np.minimum.outer(bottom, bottom)
+    # Each stroke is compared with each: these are arrays (n, n). Where two boxes are apart, `overlap` is negative.
+    overlap = np.minimum.outer(right, right) - np.maximum.outer(left, left)  # sideways
+    gap = np.maximum.outer(top, top) - np.minimum.outer(bottom, bottom)  # from the upper one down to the lower one
     height = np.maximum.outer(bottom, bottom) - np.minimum.outer(top, top)  # of both together
-    narrower = np.minimum.outer(widths, widths)
-    # Smaller shares of overlap and larger gaps join digits that lean over one another or stand in two rows; larger
-    # shares and smaller gaps leave the bar of a 5 alone.
-    together = (overlap > 0.3 * narrower) & (gap < 0.2 * size) & (height < 1.5 * size)
-    count, digit = connected_components(together, directed=False)
-    # A digit has a high stroke. Higher: flat digits are lost; lower: specks, dots and dashes are read.
-    high = (heights > max(0.36 * size, least)) & (widths < 3 * heights)
-    return [numbers[digit == i] for i in range(count) if high[digit == i].any()]
+    # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With more
+    # overlap, a narrower gap or less height, the bar of a 5 stays alone.
+    together = (overlap > 0.3 * np.minimum.outer(widths, widths)) & (gap < 0.2 * size) & (height < 1.5 * size)
+    count, group = connected_components(together, directed=False)  # the group of each stroke, from 0 to count - 1
+    # Each digit has a high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
+    high = (heights > 0.36 * size) & (widths < WIDEST * heights)
+    return [rows[group == number] for number in range(count) if high[group == number].any()]
 
 
 def reading_order(boxes):
-    """Sort boxes as one reads, row by row and each from the left: return their order and then the rows' numbers, int (n,)."""
-    middles = boxes[:, [1, 3]].mean(axis=1)
+    """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
+    middles = boxes[:, [1, 3]].mean(axis=1)  # their heights on the page
     order = middles.argsort()
-    # A box that begins a row lies half a digit lower than the one before. Less: a slanted row falls apart.
+    # A box that lies half a digit lower than the one before begins a row. Less: a slanted row falls apart; more: two
+    # rows are read as one.
     new_row = np.diff(middles[order], prepend=middles.min()) > np.median(boxes[:, 3] - boxes[:, 1]) / 2
     rows = new_row.cumsum()
-    return order[np.lexsort((boxes[order, 0], rows))], rows  # sorted by row, and within it by the left edge
+    return order[np.lexsort((boxes[order, 0], rows))], rows  # sorted by row, and within a row by the left edge
 
 
 def cut_out(ink, mask, box):
-    """Make one digit an image like MNIST's, float32 (28, 28); thin strokes become about as broad as MNIST's."""
+    """Make one digit an image like MNIST's, float32 (28, 28), with strokes of about MNIST's width."""
     left, top, right, bottom = box
     digit = (ink * mask)[top:bottom, left:right]
-    digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)  # the strongest fifth becomes 1
+    digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)  # the strongest fifth becomes 1, as in MNIST
     digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
     core = digit > 0.5
-    # In a stroke of width w, pixels lie w / 4 from the edge in the mean, and half a pixel more, as they are whole.
+    # From edge to edge of a stroke of width w, the distance to the nearer edge climbs to w / 2 and falls: its mean is
+    # w / 4. As pixels are whole, half a pixel comes on top.
     width = 4 * (ndimage.distance_transform_edt(core)[core].mean() - 0.5)
-    # Of 100 pixels, MNIST's strokes take about 10. More: loops fill; less: thin strokes vanish in 20x20 pixels.
+    # MNIST's strokes take about 10 of 100 pixels. More: loops fill; less: thin strokes vanish when they are scaled down.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + max(0, round(10 - width))))
 
 
 def other_ink(pixels, boxes):
-    """Return the boxes of strong ink that lies in none of the digits' `boxes`: of what wasn't read."""
+    """Return the boxes of the strokes that lie in none of the digits' `boxes`, and so weren't read."""
     _, others = find_strokes(remove_paper(pixels))
     x, y = others[:, [0, 2]].mean(axis=1), others[:, [1, 3]].mean(axis=1)
     read = [(left <= x) & (x <= right) & (top <= y) & (y <= bottom) for left, top, right, bottom in boxes]
@@ -396,7 +409,7 @@ def other_ink(pixels, boxes):
 
 # Drawing in a window
 
-PAPER = (520, 400)  # width and height in pixels
+PAPER_SIZE = (520, 400)  # width and height in pixels
 EDGE = 20  # pixels of it that aren't shown, so that a stroke that leaves the shown part isn't cut by the picture's border
 PEN = 14  # width in pixels
 
@@ -427,15 +440,15 @@ def drawing_window(network, path):
     figure, (paper, seen, bars) = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.manager.set_window_title("Draw digits")
     figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
-    drawings = [Image.new("RGB", PAPER, "white")]  # the empty paper, then the drawing after each stroke
-    shown = paper.imshow(drawings[0])
-    paper.set(xlim=(EDGE, PAPER[0] - EDGE), ylim=(PAPER[1] - EDGE, EDGE), xticks=[], yticks=[])
+    drawings = [Image.new("RGB", PAPER_SIZE, "white")]  # the empty paper, then the drawing after each stroke
+    on_paper = paper.imshow(drawings[0])
+    paper.set(xlim=(EDGE, PAPER_SIZE[0] - EDGE), ylim=(PAPER_SIZE[1] - EDGE, EDGE), xticks=[], yticks=[])
     paper.set_xlabel("Draw here.   c: clear   z: take the last stroke back   s: save")
     seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
     bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
 
     def update(message=""):
-        shown.set_data(drawings[-1])
+        on_paper.set_data(drawings[-1])
         for old in (*seen.images, *bars.containers):
             old.remove()
         with contextlib.suppress(InputError):  # no digit there yet: nothing to show

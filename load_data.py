@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import gzip
+import math
 import os
 import re
 import socket
@@ -23,7 +24,8 @@ from sklearn.model_selection import train_test_split
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
-MAX_BYTES = 280_000 * 28 * 28  # EMNIST Digits, the largest set of this form; more could fill the memory
+MAX_BYTES = 280_000 * 28 * 28  # of an array: EMNIST Digits is the largest set of this form; more could fill the memory
+DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
 
 def load_data(source="mnist"):
@@ -101,8 +103,8 @@ def read_npz(path):
         with np.load(path) as file:  # which unpickles nothing unless asked to: pickled objects can run code
             if not set(names) <= set(file.files):
                 raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
-            if sum(member.file_size for member in file.zip.infolist()) > 2 * MAX_BYTES:
-                raise ValueError("its arrays are too large")
+            if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # an array's header is shorter
+                raise ValueError("an array is larger than 280,000 images")
             return [file[name] for name in names]
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data ({error})") from error
@@ -127,11 +129,11 @@ def read_idx(folder, name):
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     header_size = 4 * (1 + ndim)
-    item_size = int(np.prod(item_shape))
-    count = (len(content) - header_size) // item_size
-    header = struct.pack(f">{1 + ndim}I", 0x800 + ndim, max(0, count), *item_shape)
-    if content[:header_size] != header or len(content) != header_size + count * item_size:
-        raise InputError(f"{path}: not {ndim}-dimensional IDX data of its length{describe_text(path)}")
+    count = max(0, len(content) - header_size) // math.prod(item_shape)
+    # What a good file of this length begins with: unsigned bytes (8) in so many dimensions, and their sizes.
+    header = struct.pack(f">{1 + ndim}I", 0x800 + ndim, count, *item_shape)
+    if content[:header_size] != header or len(content) != header_size + count * math.prod(item_shape):
+        raise InputError(f"{path}: its header isn't that of IDX {'images' if item_shape else 'labels'} of its length{describe_text(path)}")
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(count, *item_shape)
 
 
@@ -139,7 +141,7 @@ def read_idx(folder, name):
 
 
 def preprocess(images, labels):
-    """Return images scaled from 0 to 255 to 0 to 1, with an axis for the channel, and labels one-hot."""
+    """Return images divided by 255, with an axis for the one channel, and labels one-hot; both float32."""
     scaled = np.divide(images, 255, dtype=np.float32)
     return scaled[..., np.newaxis], np.eye(CLASSES, dtype=np.float32)[labels]
 
@@ -150,8 +152,9 @@ def fit_to_mnist(ink):
     It is cropped, scaled to fit 20x20 pixels, and placed so that its centre of mass is at 14, 14.
     """
     small = crop_and_scale(ink, 20)
-    digit = np.pad(small, [(0, 28 - side) for side in small.shape])
-    return ndimage.shift(digit, [round(14 - place) for place in ndimage.center_of_mass(digit)], order=0)
+    digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # in the upper left corner
+    by_pixels = [round(14 - place) for place in ndimage.center_of_mass(digit)]
+    return ndimage.shift(digit, by_pixels, order=0)  # order 0: whole pixels need no interpolation
 
 
 def crop_and_scale(ink, length):
@@ -159,13 +162,11 @@ def crop_and_scale(ink, length):
     visible = Image.fromarray(ink > 0.2)  # higher: faint ends are cut off; lower: a grey rim counts as ink
     image = Image.fromarray(ink.astype(np.float32)).crop(visible.getbbox())
     size = [max(1, round(length * side / max(image.size))) for side in image.size]
-    scaled = np.asarray(image.resize(size)).clip(0, 1)  # bicubic scaling overshoots
+    scaled = np.asarray(image.resize(size)).clip(0, 1)  # smooth scaling overshoots
     return scaled / scaled.max()
 
 
 # Nothing below is needed to understand the data: checks, and running as a script
-
-DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
 
 class InputError(ValueError):
@@ -220,11 +221,12 @@ def run(main):
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hide what is written to stderr while TensorFlow starts, unless the user has set TF_CPP_MIN_LOG_LEVEL.
+    """Hide what TensorFlow writes to stderr when it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL.
 
-    TensorFlow writes several lines that no setting of its own hides.
+    No level hides all of it, so the operating system's stderr, which has the number 2, leads nowhere meanwhile.
     """
-    if sys.stderr is None or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "2":
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: from now on, TensorFlow writes errors only
+    if level != "2" or sys.stderr is None:
         yield
         return
     stderr = os.dup(2)
@@ -234,6 +236,7 @@ def quiet_start():
         yield
     finally:
         os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def one_line(text):

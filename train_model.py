@@ -22,7 +22,7 @@ EPOCHS = 10
 BATCH_SIZE = 128  # smaller: slower on 2 CPU cores; larger: less accurate in short runs
 PEAK_RATE = 4e-3  # Adam's highest learning rate in 10 epochs. Lower: learns less in that time; higher: may diverge
 PEAK_DECAY = 0.3  # a run of a tenth of the epochs takes 10**0.3 = 2 times the peak: short runs need large steps
-WARM_UP = 0.2  # part of the run in which the rate climbs to its peak; at once, the first steps could spoil the weights
+WARM_UP = 0.2  # part of the run in which the rate climbs to its peak. Shorter: may diverge; longer: no better
 CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: training images are learnt by heart; larger: illegible digits
 # On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time, at an
 # accuracy within 0.1 %. On others it would take longer, as it would without oneDNN, which brings its fast layers.
@@ -72,7 +72,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     keras.utils.set_random_seed(int(seed))
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     with computing_in("mixed_bfloat16" if BFLOAT16 else "float32"):
-        network = build_model(one_cycle(epochs, steps), steps_per_execution(steps))
+        network = build_model(one_cycle(epochs, steps), steps_at_a_time(steps))
     history = network.fit(
         batches(X_train, y_train, batch_size, seed, augment),
         epochs=epochs,
@@ -85,7 +85,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     if not np.isfinite(losses).all():
         raise InputError(f"the loss became NaN or infinite in epoch {len(history.epoch)}; {path} is as it was")
 
-    trained = build_model()  # in float32, and with an optimizer for those who train further
+    trained = build_model()  # the same network in float32, with an ordinary optimizer for those who train it further
     trained.set_weights(network.get_weights())
     save_model(trained, path)
     if history.epoch:  # a callback may have resumed a run that was complete
@@ -117,30 +117,33 @@ def one_cycle(epochs, steps):
     )
 
 
-def steps_per_execution(steps):
-    """Return how many of an epoch's `steps` to take at a time, at most 10, which saves returns to Python.
+def steps_at_a_time(steps):
+    """Return how many of an epoch's `steps` TensorFlow takes before it returns to Python, which costs time.
 
-    It divides `steps`, or Keras's progress bar would run past its end.
+    At most 10, as more save little. They divide `steps`, or Keras's progress bar would run past its end.
     """
     return max(n for n in range(1, 11) if steps % n == 0)
 
 
 def batches(X, y, batch_size, seed, augment=True):
-    """Return a tf.data.Dataset of (images, labels) batches, in a new order each epoch; the last may be smaller."""
+    """Return batches of (images, labels), in a new order each epoch; the last may be smaller.
+
+    They are a `tf.data.Dataset`: a chain of steps that TensorFlow runs beside the training, again in each epoch.
+    """
     dataset = tf.data.Dataset.from_tensor_slices((X, y)).shuffle(len(X), seed).batch(batch_size)
     if augment:
-        # Two random integers for each batch, new ones in each epoch: what TensorFlow's random functions take as a seed.
+        # To each batch belong two random integers, new ones in each epoch, as the seed of its distortions.
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
-        dataset = tf.data.Dataset.zip((dataset, seeds)).map(distort_half)
+        dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread would stall the end of every epoch for seconds
-    return dataset.prefetch(2).with_options(options)
+    return dataset.prefetch(2).with_options(options)  # 2 batches are made ahead; more only take memory
 
 
 def distort_half(batch, seed):
-    """Distort the first half of a batch of (images, labels): in a random order, it is as good as any.
+    """Distort the first half of a batch of (images, labels); as their order is random, any half will do.
 
-    All would be slower and, in 10 epochs, no more accurate; a quarter less accurate.
+    To distort all takes longer and is, in 10 epochs, no more accurate.
     """
     images, labels = batch
     half = (tf.shape(images)[0] + 1) // 2  # rounded up, so that an image alone is distorted, too
@@ -154,7 +157,7 @@ def distort(images, seed):
     """
     last = images.shape[1] - 1.0
     corners = [[0.0, 0.0], [last, 0.0], [0.0, last], [last, last]]  # x, y
-    corners = tf.tile([corners], [tf.shape(images)[0], 1, 1])
+    corners = tf.tile([corners], [tf.shape(images)[0], 1, 1])  # the same four for each image
     shifts = tf.random.stateless_uniform(tf.shape(corners), seed, -CORNER_SHIFT, CORNER_SHIFT)
     return keras.ops.image.perspective_transform(images, corners, corners + shifts)
 

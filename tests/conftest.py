@@ -1,7 +1,21 @@
-"""What several test files share: small data, a trained model, a fast network, and the scripts as users run them."""
+"""What several test files share: small data, a trained model, a fast network, and the scripts as users run them.
+
+The files, in the order in which the pipeline runs:
+
+test_load_data.py       data sets become arrays, or a clear error
+test_build_model.py     the network is the README's, and its file can be read by others
+test_train_model.py     the recipe: what is trained, in which order, at which rate
+test_evaluate_model.py  figures that agree with a count by hand; pictures are read and drawn
+test_find_digits.py     digits are found in pictures and look like MNIST's
+test_window.py          the window to draw in
+test_scripts.py         the scripts as a user starts them: output, exit status, a quiet start
+test_readme.py          what the README names exists and runs
+test_measure.py         the programs in tests/measure/, which print the README's figures
+test_faults.py          kills, full disks, Ctrl-C, NaN: no model is lost
+test_strangers.py       damaged and hostile files: no code runs, no other file is read
+"""
 
 import os
-import random
 import struct
 import subprocess
 import sys
@@ -11,7 +25,7 @@ from typing import NamedTuple
 os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: no window may open
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "measure")]
 
 import numpy as np
 import pytest
@@ -61,11 +75,11 @@ def write_idx(folder, arrays, rename=str, pack=bytes, **contents):
 
 @pytest.fixture(scope="session")
 def mnist():
-    """Folder with a copy of the real MNIST; the test is skipped where there is none."""
-    folder = Path(os.environ.get("MNIST_DATA", ROOT.parent / "shared" / "mnist"))
-    if not (folder / "mnist.npz").is_file():
-        pytest.skip(f"needs the real MNIST: no mnist.npz in {folder}; MNIST_DATA can name another folder")
-    return folder
+    """Path of the real mnist.npz; the test is skipped where there is none."""
+    path = Path(os.environ.get("MNIST_DATA", ROOT.parent / "shared" / "mnist"), "mnist.npz")
+    if not path.is_file():
+        pytest.skip(f"needs the real MNIST: no {path}; MNIST_DATA can name another folder that holds mnist.npz")
+    return path
 
 
 # Networks. TensorFlow is imported by the tests that need it.
@@ -73,20 +87,22 @@ def mnist():
 
 @pytest.fixture(scope="session")
 def digits_model(tmp_path_factory):
-    """Path of a model trained on the digits, and its training history (a dict)."""
+    """Path of a model trained on the digits by the default recipe, and its training history (a dict)."""
     from train_model import train_model
 
     path = tmp_path_factory.mktemp("digits") / "digits_classification_model.h5"
-    return path, train_model("digits", epochs=5, model=path).history
+    return path, train_model("digits", model=path).history
 
 
-def build_small_network():
+def build_small_network(learning_rate=1e-3, steps_per_execution=1):
     """Return a network that trains in no time: eagerly, as building a graph takes longer than its few steps."""
     import keras
 
-    stack = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    stack = [keras.Input((28, 28, 1)), keras.layers.Flatten()]
+    stack.append(keras.layers.Dense(10, activation="softmax", dtype="float32"))
     network = keras.Sequential(stack)
-    network.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"], run_eagerly=True)
+    optimizer = keras.optimizers.Adam(learning_rate)
+    network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], run_eagerly=True)
     return network
 
 
@@ -107,7 +123,7 @@ def python(*args, cwd, stdout=subprocess.PIPE, **env):
 
     `env` is added to the environment; a variable that is None is taken out of it.
     """
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "measure")])
     env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": None, **env}
     return subprocess.run(
         [sys.executable, *map(str, args)],
@@ -166,52 +182,3 @@ def failing(error):
         raise error
 
     return fail
-
-
-# Fuzzing
-
-EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
-
-
-def mutations(data, n, seed):
-    """Yield n damaged copies of the bytes `data`, the same ones for the same seed.
-
-    One to three kinds of damage each: flipped bits, bytes cut from the end or the middle,
-    junk added, a part copied elsewhere, zeroed, or an integer overwritten with an extreme.
-    Half the damage goes to the first 512 bytes or the last 512, where headers are.
-    """
-    rng = random.Random(seed)
-
-    def place(size):
-        if size and rng.random() < 0.5:
-            at_the_start = rng.random() < 0.5
-            at = rng.randrange(min(512, size))
-            return at if at_the_start else size - 1 - at
-        return rng.randrange(size + 1)
-
-    for _ in range(n):
-        copy = bytearray(data)
-        for _ in range(rng.randint(1, 3)):
-            at, size = place(len(copy)), rng.choice((1, 2, 4, 8, 64, 1000))
-            kind = rng.choice(("flip", "cut", "drop", "extend", "splice", "zero", "integer", "byte"))
-            if kind == "flip":
-                for _ in range(rng.randint(1, 8) if copy else 0):
-                    copy[place(len(copy) - 1)] ^= 1 << rng.randrange(8)
-            elif kind == "cut":
-                del copy[at:]
-            elif kind == "drop":
-                del copy[at : at + size]
-            elif kind == "extend":
-                copy += rng.randbytes(size)
-            elif kind == "splice":
-                start = place(len(copy))
-                copy[at : at + rng.choice((0, size))] = copy[start : start + size]
-            elif kind == "zero":
-                copy[at : at + size] = bytes(len(copy[at : at + size]))
-            elif kind == "integer":
-                width, order = rng.choice((1, 2, 4, 8)), rng.choice(("little", "big"))
-                value = rng.choice(EXTREMES) & (1 << 8 * width) - 1
-                copy[at : at + width] = value.to_bytes(width, order)
-            else:
-                copy[at : at + 1] = rng.randbytes(1)
-        yield bytes(copy)
