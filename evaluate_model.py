@@ -333,12 +333,13 @@ def leave_out_frames(strokes, boxes):
     picture_height, picture_width = strokes.shape
     frame = np.zeros(len(boxes), bool)
     for i in range(len(boxes)):
-        # A frame has higher strokes than specks inside, and is hollow: none of its ink is in its middle third.
-        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i]) & (heights > heights[i] / 3)
+        # A frame is hollow: none of its ink is in its middle third. And the strokes inside it are a fifth of its height
+        # or more, together: less, and a speck makes a 0 a frame; more, and the frame of a small digit is read.
+        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])
         inside[i] = False
         third_x, third_y = widths[i] // 3, heights[i] // 3
         middle = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
-        frame[i] = inside.any() and i + 1 not in middle
+        frame[i] = heights[inside].sum() > heights[i] / 5 and i + 1 not in middle
     cut = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
     whole = ~frame & ~cut & (widths < WIDEST * heights)
     if not whole.any():  # the digits themselves lie at the border
@@ -402,9 +403,9 @@ def cut_out(ink, mask, box):
 def other_ink(pixels, boxes):
     """Return the boxes of the strokes that lie in none of the digits' `boxes`, and so weren't read."""
     _, others = find_strokes(remove_paper(pixels))
-    x, y = others[:, [0, 2]].mean(axis=1), others[:, [1, 3]].mean(axis=1)
-    read = [(left <= x) & (x <= right) & (top <= y) & (y <= bottom) for left, top, right, bottom in boxes]
-    return others[~np.any(read, axis=0)]
+    # Two corners of each other box, beside two of each digit's: an array (others, digits, 2) of x and y.
+    inside = (others[:, np.newaxis, :2] >= boxes[:, :2]) & (others[:, np.newaxis, 2:] <= boxes[:, 2:])
+    return others[~inside.all(axis=2).any(axis=1)]
 
 
 # Drawing in a window
