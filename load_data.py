@@ -124,7 +124,8 @@ def read_idx(folder, name):
         similar = [file for file in sorted(os.listdir(folder)) if re.search("ubyte|images|labels|npz|raw", file)]
         raise InputError(f"{folder}: has no {dashed}, with or without .gz (found: {', '.join(similar[:8]) or 'nothing like it'})")
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path) as file:
+        with open(path, "rb") as raw:
+            file = gzip.open(raw) if path.endswith(".gz") else raw
             content = file.read(MAX_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error

@@ -176,13 +176,18 @@ def test_a_terminal_gets_a_progress_bar_that_its_encoding_can_show(npz, tmp_path
         assert bar in shown and "\\u2501" not in shown and "Saved" in shown
 
 
-def test_names_that_the_output_cant_encode_are_escaped(tmp_path, npz, digits_model, script):
+def test_names_that_the_output_cant_encode_are_escaped(tmp_path):
     """As on Windows, where the output is redirected to a file."""
-    picture = tmp_path / "ü数.png"
-    picture.write_bytes((ROOT / ".github/images/my_digit.png").read_bytes())
-    done = script("evaluate_model.py", "--model", digits_model[0], picture, "数.png", PYTHONIOENCODING="ascii")
-    assert done.returncode == 1 and "\\xfc\\u6570.png: " in done.stdout
-    assert_one_line(done.stderr, "error: \\u6570.png: no such file")
+    code = """
+from load_data import InputError, one_line, run
+def main():
+    print(f"Saved {one_line('ü数.h5')}")
+    raise InputError("ü数")
+run(main)
+"""
+    done = python("-c", code, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (1, "Saved \\xfc\\u6570.h5\n")
+    assert done.stderr == "error: \\xfc\\u6570\n"
 
 
 def test_control_codes_are_taken_out_of_what_is_printed():
