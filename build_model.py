@@ -119,7 +119,7 @@ def check_writable(path):
         raise InputError(f"{path}: can't be written (it is a folder)")
     target = Path(os.path.realpath(path))
     try:
-        tempfile.TemporaryFile(prefix=target.name, dir=target.parent).close()
+        tempfile.NamedTemporaryFile(prefix=target.name, dir=target.parent).close()
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error
 
