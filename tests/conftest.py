@@ -16,6 +16,7 @@ test_strangers.py       damaged and hostile files: no code runs, no other file i
 """
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -29,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "measure")]
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from load_data import run
 
@@ -113,6 +115,56 @@ def small_network(monkeypatch):
 
     monkeypatch.setattr(train_model, "build_model", build_small_network)
     return build_small_network
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    """Path of a model that reads clear digits: it answers with the nearest of the ten mean images of `digits`."""
+    from load_data import load_data
+
+    X, y, _, _ = load_data("digits")
+    means = y.T @ X.reshape(len(X), -1) / y.sum(axis=0)[:, np.newaxis]
+    network = build_small_network()
+    network.set_weights([1.2 * means.T, -0.6 * (means**2).sum(axis=1)])
+    path = tmp_path_factory.mktemp("reader") / "reader.h5"
+    network.save(path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, reader):
+    """The current folder, with a copy of `reader` as m.h5."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(reader, "m.h5")
+    return tmp_path
+
+
+# Pictures
+
+MY_DIGIT = ROOT / ".github" / "images" / "my_digit.png"  # a 7
+
+
+def shape(digit, x, y):
+    """Return the points of a 7, 1, 0 or dot, a digit about 200 pixels high, with the left upper corner at x, y."""
+    turn = np.linspace(0, 2 * np.pi, 20)
+    points = {
+        7: [(0, 0), (110, 0), (50, 200)],
+        1: [(10, 0), (25, 210)],
+        0: np.stack([60 + 60 * np.cos(turn), 100 + 100 * np.sin(turn)], axis=1),
+        ".": [(0, 0), (14, 0)],
+    }
+    return [(x + float(across), y + float(down)) for across, down in points[digit]]
+
+
+def draw_page(path, *places, size=(480, 360), ink="black", paper="white", frame=None):
+    """Save a picture of digits, each given as (digit, x, y), maybe in a frame, and return its path."""
+    picture = Image.new("RGBA", size, paper)
+    for place in places:
+        ImageDraw.Draw(picture).line(shape(*place), fill=ink, width=14, joint="curve")
+    if frame:
+        ImageDraw.Draw(picture).rectangle(frame, outline=ink, width=6)
+    picture.save(path)
+    return path
 
 
 # Processes, and scripts in this process

@@ -1,0 +1,183 @@
+"""The window to draw in: a stroke becomes a picture, which is read as a file is."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import assert_one_line, draw_page, shape
+from matplotlib.backend_bases import KeyEvent, MouseEvent
+from PIL import Image
+
+import evaluate_model as module
+from build_model import load_model
+from evaluate_model import EDGE, PAPER_SIZE, drawing_window, find_digits
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+class Window:
+    """A drawing window on matplotlib's canvas without a display, and what a user does in it."""
+
+    def __init__(self, path, model="m.h5"):
+        network, _ = load_model(model=model)
+        drawing_window(network, path)
+        self.figure = plt.gcf()
+        self.figure.canvas.draw()  # gives everything its place
+        self.figure.canvas.draw_idle = lambda: None  # a real canvas draws when it has time
+        self.paper, self.seen, self.bars = self.figure.axes
+
+    def mouse(self, name, point):
+        event = MouseEvent(name, self.figure.canvas, *self.paper.transData.transform(point), button=1)
+        self.figure.canvas.callbacks.process(name, event)
+
+    def stroke(self, *points):
+        self.mouse("button_press_event", points[0])
+        for point in points[1:]:
+            self.mouse("motion_notify_event", point)
+        self.mouse("button_release_event", points[-1])
+
+    def key(self, key):
+        x, y = self.paper.transData.transform((100, 100))
+        event = KeyEvent("key_press_event", self.figure.canvas, key, x, y)
+        self.figure.canvas.callbacks.process("key_press_event", event)
+
+    def picture(self):
+        return np.asarray(self.paper.images[0].get_array())
+
+    def text(self):
+        return self.paper.get_title()
+
+    def probabilities(self):
+        return [bar.get_width() for bar in self.bars.patches]
+
+
+@pytest.fixture
+def window(here):
+    return Window(here / "m_drawing.png")
+
+
+def test_a_drawn_digit_is_read_as_a_picture_is_without_dropout(here, digits_model):
+    window = Window(here / "m_drawing.png", digits_model[0])
+    window.stroke(*shape(7, 100, 80))
+    draw_page("same.png", (7, 100, 80), size=PAPER_SIZE)
+    assert np.mean(np.asarray(Image.open("same.png").convert("RGB")) != window.picture()) < 0.005  # round ends
+    (images, _, _) = find_digits(window.picture())
+    assert np.array_equal(window.seen.images[0].get_array(), images[0, ..., 0])
+    network, _ = load_model(model=digits_model[0])
+    assert window.probabilities() == pytest.approx(network.predict(images, verbose=0)[0], abs=1e-5)
+    assert re.match(r"\d\?? \(\d+\.\d\d %, then \d: \d+\.\d\d %\)$", window.text())
+
+
+def test_digits_beside_each_other_undo_and_clear(window):
+    window.stroke(*shape(7, 60, 80))
+    seven = window.text(), window.probabilities()
+    window.stroke(*shape(0, 320, 80))
+    assert window.text().startswith("70 (least sure: ")
+    assert np.argmax(window.probabilities()) == 0, "the last one's"
+    window.key("z")
+    assert (window.text(), window.probabilities()) == seven
+    window.stroke(*shape(1, 320, 80))
+    assert window.text().startswith("71 (least sure: ")
+    window.key("c")
+    assert (window.text(), window.probabilities()) == ("", []) and not window.seen.images
+    window.key("z")  # nothing to take back
+    window.stroke(*shape(7, 60, 80))
+    assert window.text().startswith("7 (")
+
+
+def test_a_saved_drawing_is_read_the_same(window, end_of):
+    window.stroke(*shape(7, 60, 80))
+    text, probabilities = window.text(), window.probabilities()
+    window.key("s")
+    assert window.text().startswith("Saved ") and "m_drawing.png" in window.text()
+    assert end_of(module, "--model", "m.h5", "m_drawing.png").out.startswith(f"m_drawing.png: {text}\n")
+    ((_, read),) = module.read_pictures(["m_drawing.png"], model="m.h5")
+    assert probabilities == pytest.approx(read[0], abs=1e-5)
+    window.stroke(*shape(1, 300, 80))
+    assert window.text().startswith("71 ("), "one can go on"
+
+
+def test_a_drawing_that_cant_be_saved_is_said_in_the_window(here):
+    """And the dollars in its name don't make it a formula."""
+    (here / "$a^$.png").mkdir()
+    window = Window(here / "$a^$.png")
+    window.stroke(*shape(7, 60, 80))
+    window.key("s")
+    window.figure.canvas.draw()
+    assert "$a^$.png: could not be saved" in window.text()
+
+
+def test_a_stroke_that_leaves_the_paper_is_read_beside_a_dot(window):
+    """What touches a picture's border is left out where digits lie inside; but there is paper beyond the shown part."""
+    window.stroke((300, 200))
+    window.stroke((100, 100), (210, 100), (150, PAPER_SIZE[1] + 50))  # a 7
+    assert window.text().startswith("7 (")
+    dark = np.argwhere(window.picture()[..., 0] < 128)
+    assert dark.max() < PAPER_SIZE[0] - 5 and dark[:, 0].max() < PAPER_SIZE[1] - 5
+
+
+def test_a_click_without_a_movement_is_a_dot(window):
+    window.stroke((240, 180))
+    ys, xs = np.nonzero(window.picture()[..., 0] < 128)
+    assert (xs.mean(), ys.mean()) == pytest.approx((240, 180), abs=1) and 100 < len(xs) < 250
+
+
+def test_a_stroke_shows_while_it_is_drawn_and_ends_at_the_papers_edge(window):
+    window.mouse("button_press_event", (300, 200))
+    window.mouse("motion_notify_event", (400, 200))
+    (line,) = (line for line in window.paper.lines if line.get_visible())
+    assert line.get_xdata() == pytest.approx([300, 400]) and line.get_ydata() == pytest.approx([200, 200])
+    window.mouse("motion_notify_event", (5000, 200))
+    window.mouse("button_release_event", (5000, 200))
+    drawn = window.picture()
+    assert (drawn[200, 300 : PAPER_SIZE[0] - EDGE] == 0).all() and (drawn[:, :280] == 255).all()
+    window.stroke((600, 200), (300, 300))  # from elsewhere
+    assert np.array_equal(window.picture(), drawn)
+
+
+def test_an_empty_paper_is_white_and_reads_as_nothing(window):
+    for key in ("any", "z", "c", "s"):
+        assert window.text() == ""
+        window.key(key)
+        assert (window.picture() == 255).all() and window.picture().shape == (400, 520, 3)
+        assert window.probabilities() == []
+    assert (np.asarray(Image.open("m_drawing.png")) == 255).all()
+
+
+def test_matplotlibs_own_keys_are_off(window):
+    window.stroke(*shape(7, 60, 80))
+    text = window.text()
+    for key in ("q", "g", "l", "k", "f", "o", "p", "h", "x"):
+        window.key(key)
+    assert plt.fignum_exists(window.figure.number) and window.text() == text
+    assert (window.paper.get_xscale(), window.paper.get_yscale()) == ("linear", "linear")
+    assert all(word in window.paper.get_xlabel() for word in ("c: clear", "z: take", "s: save")), "its own are named"
+
+
+def test_draw_opens_the_window_and_ends_when_it_is_closed(here, monkeypatch, end_of):
+    shown, toolbars = [], []
+
+    def open_window(*args):
+        toolbars.append(plt.rcParams["toolbar"])
+        drawing_window(*args)
+
+    monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
+    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.get_fignums())))
+    monkeypatch.setattr(module, "drawing_window", open_window)
+    assert end_of(module, "--draw", "--model", "m.h5") == (0, "", "")
+    assert shown == [1]
+    assert toolbars == ["None"] != [plt.rcParams["toolbar"]], "matplotlib's tools are off in this window only"
+
+
+@pytest.mark.parametrize("backend", ["agg", "inline", "module://matplotlib_inline.backend_inline"])
+def test_draw_needs_a_window_before_a_model(backend, here, monkeypatch, end_of):
+    """In a notebook's inline backend it would be a picture that can't be drawn on."""
+    monkeypatch.setattr(plt, "get_backend", lambda: backend)
+    monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("the model was loaded"))
+    assert_one_line(end_of(module, "--draw").code, "there is no window to draw in", "%matplotlib widget")
