@@ -105,7 +105,7 @@ def read_npz(path):
                 raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
             if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # an array's header is shorter
                 raise ValueError("an array is larger than 280,000 images")
-            return [file[name] for name in names]
+            return [np.asarray(file[name]) for name in names]  # NumPy returns bytes for what is no array
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data ({error})") from error
 

@@ -1,6 +1,7 @@
 """What the README says is true: its commands, code, pictures, links and layout."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -52,18 +53,20 @@ def test_pictures_are_there_and_small():
         assert (ROOT / picture).stat().st_size < 200_000, picture
 
 
-def test_nothing_is_left_to_fill_in():
+def test_it_is_short_enough_for_five_minutes_and_nothing_is_left_to_fill_in():
+    assert len(README) <= 10_000
     assert not re.search(r"@\w+@|TODO|TBD", README)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-def test_python_snippets_run(code, tmp_path):
-    """Each of them prints an accuracy last, on a terminal: it has no buffers that end in another order."""
+def test_python_snippets_run(code, tmp_path, digits_model):
+    """In a folder that holds a model of the digits, as it does after the README's first command."""
     for library in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
         if not (ROOT / f"{library}.py").exists():
             pytest.importorskip(library)
+    shutil.copy(digits_model[0], tmp_path)
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
-    done = python("snippet.py", cwd=tmp_path, PYTHONUNBUFFERED="1")
+    done = python("snippet.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "0." in done.stdout.splitlines()[-1]
+    assert re.search(r"^\d$|^Saved seed1.h5$", done.stdout, re.MULTILINE), "a digit, or several models"

@@ -1,7 +1,7 @@
 """Files from strangers: what a hostile or damaged model or data file can't do.
 
-No code of the file runs, no other file is read, memory stays below 2 GB, and the user gets
-one line that names the file as he wrote it, and status 1.
+No code of the file runs, no other file is read, a data file that unpacks to gigabytes is refused,
+and the user gets one line that names the file as he wrote it, and status 1.
 """
 
 import gzip
@@ -20,11 +20,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import IDX_FILES, assert_one_line, idx, mutations, posix, python, write_idx
+from conftest import IDX_FILES, assert_one_line, idx, posix, python, write_idx
 
 import evaluate_model
 import load_data
-from build_model import build_model, keras, layers
+from build_model import build_model, keras, load_model
 from load_data import InputError
 
 # Helpers
@@ -53,10 +53,10 @@ def npy(array, **options):
     return file.getvalue()
 
 
-def npy_header(shape, descr="'|u1'", data=b""):
-    """Return the bytes of an .npy file with any header."""
+def npy_header(shape, descr="'|u1'"):
+    """Return the head of an .npy file."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
 def write_npz(path, arrays, compression=zipfile.ZIP_DEFLATED, **members):
@@ -65,22 +65,6 @@ def write_npz(path, arrays, compression=zipfile.ZIP_DEFLATED, **members):
         for name, content in ({name: npy(array) for name, array in arrays.items()} | members).items():
             archive.writestr(f"{name}.npy", content)
     return path
-
-
-def overwrite_member(path, in_local, in_central, form, value):
-    """Overwrite a field of the first member's two headers in a zip file; the field's places in them differ."""
-    with zipfile.ZipFile(path) as archive, open(path, "rb+") as file:
-        for place in (in_local, archive.start_dir + in_central):
-            file.seek(place)
-            file.write(struct.pack(form, value))
-
-
-def assert_valid(X_train, y_train, X_test, y_test):
-    """Assert what load_data() promises of the arrays that it returns."""
-    for X, y in ((X_train, y_train), (X_test, y_test)):
-        assert X.dtype == y.dtype == np.float32
-        assert len(X) and X.shape == (len(X), 28, 28, 1) and y.shape == (len(X), 10)
-        assert 0 <= X.min() and X.max() <= 1 and (y.sum(axis=1) == 1).all()
 
 
 # Models
@@ -196,25 +180,12 @@ def test_a_model_reads_no_vocabulary_from_another_file(layer, model, refused):
     assert len(lines) == 1
 
 
-def nested(depth):
-    return lambda config: '{"class_name": "Sequential", "config": {"layers": [' * depth + "]}}" * depth
-
-
 @pytest.mark.parametrize(
     "edit",
     [
         lambda config: "[" * 100_000 + "]" * 100_000,
-        nested(100),
-        nested(10_000),
-        lambda config: "{",
         lambda config: "null",
-        lambda config: '{"class_name": "Sequential"}',
         change_layer(1, filters=-1),
-        change_layer(1, filters="many"),
-        change_layer(1, kernel_size=[0, 0]),
-        change_layer(-1, units=10**9),
-        change_layer(-1, units=10**18),
-        change_layer(0, batch_shape=[None, 10**6, 10**6, 1]),
         change_layer(0, batch_shape=[None, 32, 32, 3]),
         # Keras's messages quote the configuration: megabytes and terminal codes of the stranger's.
         change_layer(1, stranger=["x" * 50] * 50_000),
@@ -224,32 +195,56 @@ def nested(depth):
 def test_a_bad_configuration_is_refused_in_a_short_line(edit, model, refused):
     edit_config(model, edit)
     line = refused(model)
-    assert line.isprintable() and len(line) < 1500
+    assert line.isprintable() and len(line) < 500
 
 
 def test_bytes_that_are_no_model_are_refused(model, good_model, refused):
     whole = good_model.read_bytes()
-    cuts = [1, 8, 9, 96, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 45)]
-    junk = [random.Random(seed).randbytes(5000) for seed in range(20)]
-    for content in (*junk, b"", b"no HDF5 file", whole[:8] + bytes(500), *(whole[:cut] for cut in cuts)):
+    for content in (b"", b"no HDF5 file", random.Random(0).randbytes(5000), whole[:8], whole[:-1], whole[: len(whole) // 2]):
         model.write_bytes(content)
-        refused(model, "not a Keras model that can be used")
+        refused(model, "damaged, or no .h5 file; train it again")
 
 
-@pytest.mark.parametrize(
-    "middle",
-    [
-        [layers.UpSampling2D(100), layers.GlobalMaxPooling2D()],
-        [layers.ZeroPadding2D(50_000), layers.GlobalMaxPooling2D()],
-        [layers.Flatten(), layers.RepeatVector(10**7), layers.GlobalMaxPooling1D()],
-    ],
-)
-def test_a_model_with_huge_activations_is_not_run(middle, tmp_path, npz, monkeypatch, end_of):
-    """Small weights, but 10**8 numbers for an image: for a batch, more than any memory."""
-    path = tmp_path / "bomb.h5"
-    keras.Sequential([keras.Input((28, 28, 1)), *middle, layers.Dense(10, activation="softmax")]).save(path)
-    monkeypatch.setattr(keras.Model, "predict", lambda *args, **options: pytest.fail("it was run"))
-    assert_one_line(end_of(evaluate_model, "--data", npz, "--model", path).code, path, "more than 100,000 numbers")
+# Models of other versions and programs
+
+
+def test_an_old_keras_file_says_who_wrote_it(model, refused):
+    """As Keras 2.2 wrote them, in terms that Keras 3 doesn't know."""
+    edit_config(model, change_layer(1, batch_input_shape=[None, 28, 28, 1], init="glorot_uniform", nb_filter=32))
+    with h5py.File(model, "a") as file:
+        file.attrs["keras_version"] = "2.2.4"
+    line = refused(model, f"saved by Keras 2.2.4, can't be read by Keras {keras.__version__} (", "); train it again")
+    assert len(line) < 300
+
+
+def test_weights_alone_are_called_so(model, refused):
+    model.unlink()
+    build_model().save_weights(model.with_suffix(".weights.h5"))
+    model.with_suffix(".weights.h5").rename(model)
+    refused(model, "holds only weights, without the network")
+
+
+def test_a_lambda_is_named_without_the_advice_to_run_it(model, refused):
+    insert_layer(model, "Lambda", function={"class_name": "__lambda__", "config": {"code": ATTACK}})
+    assert "safe_mode" not in refused(model, "holds a Lambda layer, which is somebody's code; it isn't run")
+
+
+@posix
+def test_a_file_that_another_program_has_locked_is_not_called_damaged(model, refused):
+    import fcntl
+
+    with open(model, "rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "damaged" not in refused(model, "can't be opened", "does another program use it?")
+
+
+def test_keras_does_not_lecture_about_other_peoples_networks(model, recwarn):
+    """A model whose first layer has an input_shape, as most tutorials build it."""
+    with warnings.catch_warnings(action="ignore"):
+        stack = [keras.layers.Flatten(input_shape=(28, 28, 1)), keras.layers.Dense(10, activation="softmax")]
+        keras.Sequential(stack).save(model)
+    load_model(model=model)
+    assert not recwarn.list
 
 
 # Paths
@@ -270,7 +265,7 @@ def test_a_path_that_hangs_or_leads_nowhere_is_refused(kind, name, tmp_path, arr
 
 @pytest.mark.parametrize("end", [".h5", ".npz"])
 @pytest.mark.parametrize(
-    "name", ["two  spaces", *(pytest.param(name, marks=posix) for name in ("a\nb", "é\udcff"))], ids=ascii
+    "name", ["two  spaces", *(pytest.param(name, marks=posix) for name in ("a\nb", "é"))], ids=ascii
 )
 def test_a_strange_path_is_given_as_written(name, end, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
@@ -294,7 +289,7 @@ def test_pickled_objects_do_not_run(name, tmp_path, monkeypatch, arrays, refused
     evil = npy(np.array([Attack()]), allow_pickle=True)
     np.lib.format.read_array(io.BytesIO(evil), allow_pickle=True)
     os.remove("ran")  # the attack works
-    refused(write_npz("evil.npz", arrays, **{name: evil}), name)
+    refused(write_npz("evil.npz", arrays, **{name: evil}))
     assert os.listdir() == ["evil.npz"]
 
 
@@ -302,241 +297,121 @@ def test_pickled_objects_do_not_run(name, tmp_path, monkeypatch, arrays, refused
     "descr, shape",
     [
         ("'|u1'", "(1000000000000, 28, 28)"),
-        ("'|u1'", "(9223372036854775807, 28, 28)"),
         ("'|u1'", "(-30, 28, 28)"),
-        ("'|u1'", "(30, 28)"),
         ("'|u1'", "()"),
-        ("'|u1'", "(True, 28, 28)"),
-        ("'|V2000000000'", "(30, 28, 28)"),
-        ("'|V0'", "(1000000000, 28, 28)"),
         ("'<U500000000'", "(30, 28, 28)"),
         ("[('a', '|u1', (28, 28))]", "(30,)"),
-        ("'|O'", "(30, 28, 28)"),
         ("__import__('os').system('false')", "(30, 28, 28)"),
-        ("(" * 5000 + ")" * 4000, "(30, 28, 28)"),
-        ("'|u1'", "(30 if 1or 0 else 1, 28, 28)"),  # Python warns of `1or`
-        ("'" + "x" * 20000 + "'", "(30, 28, 28)"),
         ("", ""),
     ],
     ids=lambda text: text[:40],
 )
-def test_a_bad_array_header_is_refused(descr, shape, tmp_path, arrays, refused, recwarn):
-    content = npy_header(shape, descr, bytes(30 * 784))
-    refused(write_npz(tmp_path / "bad.npz", arrays, x_train=content), "train")
-    assert not recwarn.list  # it would be a second line on stderr
+def test_a_bad_array_header_is_refused(descr, shape, tmp_path, arrays, refused):
+    content = npy_header(shape, descr) + bytes(30 * 784)
+    refused(write_npz(tmp_path / "bad.npz", arrays, x_train=content))
 
 
-@pytest.mark.parametrize(
-    "in_local, in_central, form, value",
-    [(6, 8, "<H", 1), (8, 10, "<H", 99), (22, 24, "<I", 10), (14, 16, "<I", 0)],
-    ids=["encrypted", "method", "size", "crc"],
-)
-def test_a_bad_archive_member_is_refused(in_local, in_central, form, value, tmp_path, arrays, refused):
-    path = write_npz(tmp_path / "bad.npz", arrays)  # x_train comes first
-    overwrite_member(path, in_local, in_central, form, value)
-    refused(path, "x_train")
-
-
-def test_an_archive_with_two_arrays_of_a_name_gives_one_of_them(tmp_path, arrays):
-    path = write_npz(tmp_path / "twice.npz", arrays)
-    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
-        archive.writestr("x_test.npy", npy(np.full((20, 28, 28), 255, np.uint8)))
-    assert_valid(*load_data.load_data(path))
-
-
-@pytest.mark.parametrize(
-    "name, header",
-    [
-        ("x_train", struct.pack(">4I", 0x803, 2**32 - 1, 28, 28)),
-        ("x_train", struct.pack(">4I", 0x803, 2**32 - 1, 0, 2**32 - 1)),
-        ("x_train", struct.pack(">4I", 0x80D03, 30, 28, 28)),
-        ("y_train", struct.pack(">2I", 0x801, 2**32 - 1)),
-        ("y_train", b"\x1f\x8b\x08\x00"),
-    ],
-    ids=["2**32 images", "zero width", "magic", "2**32 labels", "no deflate"],
-)
-def test_a_bad_idx_header_is_refused(name, header, tmp_path, arrays, refused):
-    refused(write_idx(tmp_path, arrays, **{name: header + bytes(30 * 784)}))
-
-
-# Memory: each bomb is opened in turn by a process of its own, which tells its peak
-
-LARGE = 2000 << 20  # with the 0.3 GB that loading takes, more than 2 GB; zip64 begins at 2048 << 20
-
-
-def sparse_h5(path, filters=10**11):
-    """Write a model whose chunked dataset declares 4 TB and stores nothing."""
-    with h5py.File(path, "a") as file:
-        name = first_kernel(file)
-        del file[name]
-        file.create_dataset(name, (3, 3, 1, filters), "f4", chunks=(3, 3, 1, 10**5), compression="gzip")
-
-
-def full_h5(path):
-    """Write a model whose kernel unpacks to 3 GB of zeros: below Keras's own limit of 4 GB."""
-    sparse_h5(path, filters=85_000_000)
-    edit_config(path, change_layer(1, filters=85_000_000))
-
-
-def repeated_h5(path):
-    """Write a model that names one array of 8 MB 400 times as a layer's weights."""
-    with h5py.File(path, "a") as file:
-        group = file["model_weights"][first_kernel(file).split("/")[1]]
-        group["w"] = np.ones(2_000_000, np.float32)
-        group.attrs["weight_names"] = np.array([b"w"] * 400)
-
-
-def write_zeros(file, size):
-    for _ in range(size >> 24):
-        file.write(bytes(1 << 24))
-
-
-def zip_bomb(path, method, declared=None):
-    """Write an .npz file with an array of LARGE zeros that declares its true size, or `declared` bytes.
-
-    zipfile unpacks deflated data in steps up to the declared size, but bzip2 data at once.
-    """
-    with zipfile.ZipFile(path, "w", method) as archive, archive.open("x_train.npy", "w") as member:
-        member.write(npy_header(f"({LARGE},)"))
-        write_zeros(member, LARGE)
-    if declared:
-        overwrite_member(path, 22, 24, "<I", declared)
-
-
-def gzip_folder(path, arrays):
-    """Write a folder of IDX files where 2 GB of zeros follow the test images."""
-    path.mkdir()
-    write_idx(path, arrays)
-    with gzip.open(path / IDX_FILES[2], "wb", compresslevel=1) as file:
-        file.write(idx(arrays["x_test"]))
-        write_zeros(file, 2 << 30)
-
-
-MODEL_BOMBS = {
-    "wide.h5": lambda path: edit_config(path, change_layer(-1, units=10**7)),  # 2.5 GB, which a machine may have
-    "sparse.h5": sparse_h5,
-    "full.h5": full_h5,
-    "repeated.h5": repeated_h5,
-}
-DATA_BOMBS = {
-    "header.npz": lambda path, good: write_npz(path, good, x_train=npy_header("(9000000, 28, 28)", data=bytes(9999))),
-    "declared.npz": lambda path, good: zip_bomb(path, zipfile.ZIP_DEFLATED),
-    "deflate.npz": lambda path, good: zip_bomb(path, zipfile.ZIP_DEFLATED, 10**6),
-    "bzip2.npz": lambda path, good: zip_bomb(path, zipfile.ZIP_BZIP2, 10**6),
-    "labels.npz": lambda path, good: write_npz(
-        path, good | {"y_train": np.zeros(27_000_000, np.int64), "y_test": np.zeros(27_000_000, np.int64)}
-    ),
-    "gzip folder": gzip_folder,
-    "largest.npz": lambda path, good: write_npz(
-        path, good | {"x_train": np.zeros((279_980, 28, 28), np.uint8), "y_train": np.zeros(279_980, np.uint8)}
-    ),
-}
-
-OPEN_EACH = """
-import os, resource, sys
-from pathlib import Path
-import evaluate_model, load_data
-resource.setrlimit(resource.RLIMIT_DATA, (12 << 30, 12 << 30))  # the machine survives a failure
-for path in sys.argv[1:]:
-    pid = os.fork()  # before TensorFlow's first operation: afterwards a fork would hang
-    if not pid:
-        try:
-            evaluate_model.load_model(model=path) if path.endswith(".h5") else load_data.load_data(path)
-        except load_data.InputError as error:
-            os._exit(1 if path in str(error) else 3)
-        except BaseException:
-            os._exit(4)
-        os._exit(0)
-    _, status, usage = os.wait4(pid, 0)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    print(os.waitstatus_to_exitcode(status), usage.ru_maxrss // unit, flush=True)
+LIMITED = """
+import resource
+import load_data
+resource.setrlimit(resource.RLIMIT_DATA, (1200 << 20, 1200 << 20))
+load_data.run(load_data.main)
 """
 
 
-def open_each(folder, names):
-    """Open each file in a process of its own; return {name: (status, peak memory in MB), ...}."""
-    done = python("-c", OPEN_EACH, *names, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return {name: tuple(map(int, line.split())) for name, line in zip(names, done.stdout.splitlines(), strict=True)}
-
-
 @posix
 @pytest.mark.slow
-def test_memory_stays_below_2_gb(tmp_path, arrays, good_model):
-    """Without a bomb a process needs 0.3 GB, or 0.7 with a model; the largest set allowed fits, and nothing larger."""
-    for name, make in MODEL_BOMBS.items():
-        make(shutil.copy(good_model, tmp_path / name))
-    for name, make in DATA_BOMBS.items():
-        make(tmp_path / name, arrays)
-    opened = open_each(tmp_path, [*MODEL_BOMBS, *DATA_BOMBS])
-    assert opened.pop("largest.npz")[0] == 0
-    assert {name for name, (status, peak) in opened.items() if status != 1 or peak >= 2048} == set(), opened
+@pytest.mark.parametrize("kind", ["npz", "idx"])
+def test_data_that_unpacks_to_2_gb_is_refused(kind, tmp_path, arrays):
+    """With 1.2 GB, and for the right reason. gzip's members can simply be repeated."""
+    if kind == "npz":
+        path = tmp_path / "bomb.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with archive.open("x_train.npy", "w") as member:
+                member.write(npy_header(f"({2000 << 20},)"))
+                for _ in range(2000 >> 4):
+                    member.write(bytes(1 << 24))
+            for name in ("y_train", "x_test", "y_test"):
+                archive.writestr(f"{name}.npy", npy(arrays[name]))
+    else:
+        path = write_idx(tmp_path, arrays)
+        (path / IDX_FILES[2]).unlink()
+        zeros = gzip.compress(bytes(1 << 24), compresslevel=1)
+        (path / f"{IDX_FILES[2]}.gz").write_bytes(gzip.compress(idx(arrays["x_test"])) + 125 * zeros)
+    done = python("-c", LIMITED, "--data", path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "an array is larger than" if kind == "npz" else "its header isn't that of IDX images")
 
 
-# Fuzzing
+# Fuzzing: it found NumPy's warnings on stderr once, and since then nothing
 
 
-def fuzz(path, write, data, n, seed):
-    """Write n damaged copies of `data` in turn, and load `path`: some give valid arrays, others raise InputError.
+def mutations(data, n, seed):
+    """Yield n copies of the bytes `data`, each with flipped bits, bytes cut out, or junk, mostly in its first 512 bytes."""
+    rng = random.Random(seed)
+    for _ in range(n):
+        copy = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(min(512, len(copy)) if rng.random() < 0.7 else len(copy))
+            size = rng.choice((1, 2, 4, 8, 64))
+            kind = rng.choice(("flip", "cut", "drop", "junk"))
+            if kind == "flip":
+                copy[at] ^= 1 << rng.randrange(8)
+            elif kind == "cut":
+                del copy[at + 1 :]
+            else:
+                copy[at : at + size] = b"" if kind == "drop" and size < len(copy) else rng.randbytes(size)
+        yield bytes(copy)
 
-    A warning would reach stderr beside the one line.
-    """
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["array", "idx"])
+def test_fuzzed_data_is_valid_or_refused(kind, tmp_path, arrays):
+    """An array in an archive whose check sums are right, or a file of a folder."""
+    path = tmp_path / "data.npz" if kind == "array" else write_idx(tmp_path, arrays)
+    whole = npy(arrays["x_train"]) if kind == "array" else idx(arrays["x_train"])
     loaded = 0
-    for damaged in mutations(data, n, seed):
-        write(damaged)
-        with warnings.catch_warnings(record=True, action="always") as warned:
-            try:
-                assert_valid(*load_data.load_data(path))
-                loaded += 1
-            except InputError as error:
-                assert str(path) in str(error)
-        assert not warned, warned[0].message
-    assert 0 < loaded < n
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_fuzzed_archives(compression, tmp_path, arrays):
-    """Found: nothing, zip's check sums catch nearly all."""
-    path = write_npz(tmp_path / "data.npz", arrays, compression)
-    fuzz(path, path.write_bytes, path.read_bytes(), 1000, seed=compression)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "y_test"])
-def test_fuzzed_array_headers(name, tmp_path, arrays):
-    """In archives whose check sums are right.
-
-    Found: NumPy's warnings on stderr (a Python 2 header, a SyntaxWarning), beside the one line.
-    By hand: a 0-dimensional array raised TypeError.
-    """
-    path, whole = tmp_path / "data.npz", npy(arrays[name])
-
-    def write(head):
-        write_npz(path, arrays, zipfile.ZIP_STORED, **{name: head + whole[128:]})
-
-    fuzz(path, write, whole[:128], 500, seed=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [IDX_FILES[0], IDX_FILES[3]])
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_fuzzed_idx_files(name, compress, tmp_path, arrays):
-    """Whole files, and ones whose header alone is damaged.
-
-    Found: nothing. By hand: 2**32 - 1 images of 0 x (2**32 - 1) pixels raised ValueError.
-    """
-    file = write_idx(tmp_path, arrays) / name
-    whole = file.read_bytes()
-    fuzz(tmp_path, file.write_bytes, compress(whole), 500, seed=0)
-    fuzz(tmp_path, lambda head: file.write_bytes(compress(head + whole[16:])), whole[:16], 500, seed=0)
+    for damaged in mutations(whole, 400, seed=0):
+        if kind == "array":
+            write_npz(path, arrays, zipfile.ZIP_STORED, x_train=damaged)
+        else:
+            (path / IDX_FILES[0]).write_bytes(damaged)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                X_train, y_train, X_test, y_test = load_data.load_data(path)
+            for X, y in ((X_train, y_train), (X_test, y_test)):
+                assert X.shape == (len(X), 28, 28, 1) and y.shape == (len(X), 10) and 0 <= X.min() and X.max() <= 1
+            loaded += 1
+        except InputError as error:
+            assert str(path) in str(error)
+    assert 0 < loaded < 400
 
 
 @posix
 @pytest.mark.slow
-def test_fuzzed_models_are_refused_or_load(tmp_path, good_model):
-    """100 damaged models, each opened by a process of its own: HDF5 is C. Found: no crash, hang or bomb."""
-    names = [f"{number}.h5" for number in range(100)]
-    for name, data in zip(names, mutations(good_model.read_bytes(), 100, seed=0)):
-        (tmp_path / name).write_bytes(data)
-    assert {status for status, peak in open_each(tmp_path, names).values()} == {0, 1}
+def test_fuzzed_models_and_pictures_are_read_or_refused(tmp_path, good_model):
+    """In a process of its own, as HDF5 and Pillow's decoders are C."""
+    for number, damaged in enumerate(mutations(good_model.read_bytes(), 40, seed=0)):
+        (tmp_path / f"{number}.h5").write_bytes(damaged)
+    picture = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    for end, form in (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"), ("tiff", "TIFF")):
+        picture = io.BytesIO()
+        load_data.Image.fromarray(noise).save(picture, form)
+        for number, damaged in enumerate(mutations(picture.getvalue(), 40, seed=1)):
+            (tmp_path / f"{number}.{end}").write_bytes(damaged)
+    code = """
+import sys
+from pathlib import Path
+from build_model import load_model
+from evaluate_model import find_digits
+from load_data import InputError
+for path in sorted(Path().iterdir()):
+    try:
+        load_model(model=path) if path.suffix == ".h5" else find_digits(path)
+    except InputError as error:
+        assert path.name in str(error)
+print("all")
+"""
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "all\n", done.stderr

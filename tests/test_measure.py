@@ -1,0 +1,74 @@
+"""The programs in tests/measure/ print the README's figures: what they change and call in the scripts exists."""
+
+import benchmark
+import numpy as np
+import pictures
+import pytest
+from conftest import MY_DIGIT, ROOT, assert_one_line, draw_page
+from PIL import Image
+
+import build_model
+import evaluate_model
+import train_model
+from load_data import load_data
+
+
+def test_each_row_of_the_ablation_changes_something_that_the_recipe_has():
+    for changes in benchmark.ROWS.values():
+        assert all(hasattr(train_model, name) for name in changes)
+
+
+def test_a_run_of_the_benchmark_and_of_each_kind_of_row(npz, small_network, monkeypatch):
+    """Neither saves anything; what the textbook loop trains is the same network."""
+    monkeypatch.setattr(benchmark, "build_model", small_network)
+    arrays = load_data(npz)
+    assert 0 <= benchmark.textbook_loop(arrays, 1, 0) <= 1
+    for name, changes in benchmark.ROWS.items():
+        assert 0 <= benchmark.our_recipe(arrays, 1, 0, **changes) <= 1, name
+    assert train_model.save_model is build_model.save_model, "all is as it was"
+
+
+def test_pictures_of_each_kind_are_made_and_counted(mnist_like_network):
+    network, X, y = mnist_like_network
+    shares = pictures.measure(network, X, y, each=3)
+    assert list(shares) == list(pictures.KINDS) and all(share[0] == 3 for share in shares.values())
+    assert shares["blank"][1] == 1, "nothing is found on paper without a digit"
+
+
+@pytest.fixture
+def mnist_like_network(digits_model):
+    X, y = load_data("digits")[2:]
+    return build_model.load_model(model=digits_model[0])[0], X, y
+
+
+@pytest.mark.slow
+def test_the_readmes_shares_are_reached(mnist, tmp_path):
+    """By the network after two epochs; measured with 200 of each: 0.97, 0.99, 0.99, 0.80, 1.00."""
+    train_model.train_model(mnist, epochs=2, model=tmp_path / "m.h5")
+    network, _ = build_model.load_model(model=tmp_path / "m.h5")
+    shares = pictures.measure(network, *load_data(mnist)[2:], each=40)
+    least = {"drawn": 0.9, "paper": 0.92, "ruled": 0.92, "page": 0.65, "blank": 0.97}
+    assert {kind: share for kind, (_, share, _) in shares.items() if share < least[kind]} == {}
+    assert shares["drawn"][2] < 0.7, "the usual way is no better"
+
+
+def test_photographs_in_a_folder_are_counted(tmp_path, digits_model, end_of):
+    draw_page(tmp_path / "mine_7.png", (7, 40, 30))
+    draw_page(tmp_path / "page_71.png", (7, 40, 30), (1, 240, 40))
+    Image.new("L", (300, 300), 255).save(tmp_path / "blank_3.png")
+    (tmp_path / "README.md").write_text("no picture")
+    end = end_of(pictures, "--photos", tmp_path, "--model", digits_model[0])
+    lines = end.out.splitlines()
+    assert end.code == 0 and lines[0] == "WRONG  blank_3.png: no digit found"
+    assert [line.split()[1] for line in lines[1:3]] == ["mine_7.png:", "page_71.png:"]
+    assert " of 2 read right, the usual way " in lines[3] and lines[4].endswith(" of 1 read right")
+    assert_one_line(end_of(pictures, "--model", digits_model[0], "--photos", "none").code, "error: none: no such folder")
+
+
+def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):
+    monkeypatch.chdir(tmp_path)
+    assert end_of(pictures, "--steps", ROOT / ".github/images/page.jpg") == (0, "Saved steps.png\n", "")
+    figure = pictures.draw_steps(MY_DIGIT)
+    assert len(figure.axes) == 6 and all(ax.images for ax in figure.axes)
+    assert np.asarray(figure.axes[5].images[0].get_array()).shape == (56, 28)
+    assert evaluate_model.find_digits(MY_DIGIT)[0].shape == (1, 28, 28, 1)
