@@ -91,7 +91,7 @@ def save_model(network, path):
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             file = Path(folder, target.name)
-            file.write_bytes(bytes(1_000_000))  # twice what is needed: on a full disk this fails, HDF5 would crash Python
+            file.write_bytes(bytes(1_000_000))  # is there room for twice the file? HDF5 would crash on a full disk
             network.save(file)
             with h5py.File(file, "a") as saved:
                 saved.pop("optimizer_weights", None)  # a loaded network that has this group can't be trained further
@@ -132,7 +132,8 @@ def load_model(data="mnist", model=None):
     """
     path = model_path(data, model)
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such model; train it first: python train_model.py, with the same --data and --model")
+        advice = "train it first: python train_model.py, with the same --data and --model"
+        raise InputError(f"{path}: no such model; {advice}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of Keras, about how others build their networks
             network = keras.models.load_model(path, compile=False)
@@ -160,7 +161,8 @@ def explain_failure(path, error):
     if '"Lambda"' in config:
         return "holds a Lambda layer, which is somebody's code; it isn't run"
     reason = re.sub(r"\s+", " ", str(error))[:150]
-    return f"saved by Keras {version or 'of an unknown version'}, can't be read by Keras {keras.__version__} ({reason}); train it again"
+    writer = f"Keras {version}" if version else "an unknown program"
+    return f"saved by {writer}, can't be read by Keras {keras.__version__} ({reason}); train it again"
 
 
 def save_and_show(figure, path, name, note=""):

@@ -98,7 +98,7 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
-UNSURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones do; lower: few wrong ones do
+UNSURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones; lower: few wrong ones
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -197,7 +197,7 @@ def draw_box(ax, box, color):
 # A stroke is a connected piece of ink: a whole digit, or a part of one. A box is left, top, right and bottom in
 # pixels; many boxes are the rows of an array (n, 4). Of the constants, it is said what goes wrong with others.
 
-LONGEST = 1000  # pixels of a picture's longer side, to which it is reduced. More: it takes long; fewer: small digits are lost
+LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. More: slow; fewer: small digits are lost
 BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
 WIDEST = 3  # no digit is wider than so many times its height. Higher: dashes are read; lower: broad, flat digits aren't
 EIGHT_NEIGHBOURS = np.ones((3, 3))  # tells SciPy that pixels that meet at a corner are connected, too
@@ -247,10 +247,10 @@ def load_picture(path):
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             length = max(image.size)
             if "progressive" not in image.info:
-                image.draft(None, (LONGEST, LONGEST))  # a JPEG, unless progressive, is decoded in a smaller size at once
+                image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves memory
             if image.width * image.height > 20_000_000:  # these take a second and 0.5 GB
                 raise ValueError("too many megapixels")
-            ImageOps.exif_transpose(image, in_place=True)  # telephones save pictures lying, with a note of how to turn them
+            ImageOps.exif_transpose(image, in_place=True)  # telephones note how a picture is to be turned
             if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
                 deep = np.nan_to_num(np.asarray(image, np.float32))
                 image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
@@ -265,7 +265,7 @@ def load_picture(path):
 def remove_paper(pixels):
     """Turn a picture into its ink alone: bright strokes on a ground near 0, float32 (height, width)."""
     image = Image.fromarray(pixels)
-    backing = Image.new("RGBA", image.size, "grey")  # where a picture is transparent, black and white ink both show on it
+    backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)
     # A shadow darkens ink and paper by one factor, so in logarithms the ink stands out in it nearly as in the light.
     grey = np.log1p(grey / 100)  # divided by less than 100, the noise of dark pixels would stand out, too
@@ -298,7 +298,7 @@ def find_strokes(ink):
     real = strength > max(0.55 * usual, 0.12)
     boxes = find_boxes(strokes)
     lengths = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
-    real &= lengths > max(3, min(ink.shape) / 40)  # the others are specks. Higher: small digits are lost; lower: dust is read
+    real &= lengths > max(3, min(ink.shape) / 40)  # not specks. Higher: small digits are lost; lower: dust is read
     strokes, _ = ndimage.label(np.append(False, real)[strokes], EIGHT_NEIGHBOURS)  # numbered afresh, without the others
     return strokes, find_boxes(strokes)
 
@@ -308,7 +308,7 @@ def ruled_lines(strong):
 
     Takes and returns a bool mask (height, width).
     """
-    grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: a slanted line's short runs of pixels now overlap
+    grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: the short runs of a slanted line now overlap
     # An opening keeps only what its window fits into: here, long runs. Shorter: the bars of digits are taken for lines,
     # and in small pictures whole digits; longer: lines that digits interrupt are missed.
     runs = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
@@ -327,7 +327,7 @@ def find_boxes(strokes):
 
 
 def leave_out_frames(strokes, boxes):
-    """Leave out frames and what the border cuts off: return the rows of the other boxes, and the usual size of a digit."""
+    """Leave out frames and what the border cuts off: return the other boxes' rows, and the usual size of a digit."""
     left, top, right, bottom = boxes.T
     x, y, widths, heights = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
     picture_height, picture_width = strokes.shape
@@ -396,7 +396,7 @@ def cut_out(ink, mask, box):
     # From edge to edge of a stroke of width w, the distance to the nearer edge climbs to w / 2 and falls: its mean is
     # w / 4. As pixels are whole, half a pixel comes on top.
     width = 4 * (ndimage.distance_transform_edt(core)[core].mean() - 0.5)
-    # MNIST's strokes take about 10 of 100 pixels. More: loops fill; less: thin strokes vanish when they are scaled down.
+    # MNIST's strokes take about 10 of 100 pixels. More: loops fill; less: thin strokes vanish when scaled down.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + max(0, round(10 - width))))
 
 
@@ -411,7 +411,7 @@ def other_ink(pixels, boxes):
 # Drawing in a window
 
 PAPER_SIZE = (520, 400)  # width and height in pixels
-EDGE = 20  # pixels of it that aren't shown, so that a stroke that leaves the shown part isn't cut by the picture's border
+EDGE = 20  # pixels of it that aren't shown: a stroke that leaves the shown part isn't cut by the picture's border
 PEN = 14  # width in pixels
 
 

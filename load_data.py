@@ -103,7 +103,7 @@ def read_npz(path):
         with np.load(path) as file:  # which unpickles nothing unless asked to: pickled objects can run code
             if not set(names) <= set(file.files):
                 raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
-            if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # an array's header is shorter
+            if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # a header has fewer
                 raise ValueError("an array is larger than 280,000 images")
             return [np.asarray(file[name]) for name in names]  # NumPy returns bytes for what is no array
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
@@ -122,7 +122,8 @@ def read_idx(folder, name):
     path = next(filter(os.path.isfile, files), None)
     if path is None:
         similar = [file for file in sorted(os.listdir(folder)) if re.search("ubyte|images|labels|npz|raw", file)]
-        raise InputError(f"{folder}: has no {dashed}, with or without .gz (found: {', '.join(similar[:8]) or 'nothing like it'})")
+        found = ", ".join(similar[:8]) or "nothing like it"
+        raise InputError(f"{folder}: has no {dashed}, with or without .gz (found: {found})")
     try:
         with open(path, "rb") as raw:
             file = gzip.open(raw) if path.endswith(".gz") else raw
@@ -134,7 +135,8 @@ def read_idx(folder, name):
     # What a good file of this length begins with: unsigned bytes (8) in so many dimensions, and their sizes.
     header = struct.pack(f">{1 + ndim}I", 0x800 + ndim, count, *item_shape)
     if content[:header_size] != header or len(content) != header_size + count * math.prod(item_shape):
-        raise InputError(f"{path}: its header isn't that of IDX {'images' if item_shape else 'labels'} of its length{describe_text(path)}")
+        kind = "images" if item_shape else "labels"
+        raise InputError(f"{path}: its header isn't that of IDX {kind} of its length{describe_text(path)}")
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(count, *item_shape)
 
 

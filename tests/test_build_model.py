@@ -41,7 +41,9 @@ def test_layers_shapes_and_parameters():
     assert network.layers[7].rate == 0.5
 
 
-@pytest.mark.parametrize("options, rate, steps", [({}, 1e-3, 1), ({"learning_rate": 0.5, "steps_per_execution": 7}, 0.5, 7)])
+@pytest.mark.parametrize(
+    "options, rate, steps", [({}, 1e-3, 1), ({"learning_rate": 0.5, "steps_per_execution": 7}, 0.5, 7)]
+)
 def test_compiled_as_in_the_readme(options, rate, steps):
     network = build_model(**options)
     config = network.get_compile_config()
@@ -59,7 +61,11 @@ def forward(weights, images):
         x = np.maximum(np.einsum("nrcfij,ijfg->nrcg", windows, kernel, optimize=True) + bias, 0)
         if number < 2:  # the largest of each 2x2 pixels; an odd last row or column is left out
             n, rows, columns, channels = x.shape
-            x = x[:, : rows // 2 * 2, : columns // 2 * 2].reshape(n, rows // 2, 2, columns // 2, 2, channels).max(axis=(2, 4))
+            x = (
+                x[:, : rows // 2 * 2, : columns // 2 * 2]
+                .reshape(n, rows // 2, 2, columns // 2, 2, channels)
+                .max(axis=(2, 4))
+            )
     x = x.reshape(len(x), -1)
     x = np.maximum(x @ weights[6] + weights[7], 0)
     scores = np.exp(x @ weights[8] + weights[9])
@@ -122,7 +128,7 @@ def test_default_model_is_named_after_the_data(tmp_path, monkeypatch):
 
 
 def test_a_saved_model_can_be_evaluated_and_trained_further(digits_model, tmp_path):
-    """By Keras's own functions; Keras 3.15.1 can't train what it saved itself, if the optimizer's state is in the file."""
+    """By Keras's own functions; 3.15.1 can't train what it saved itself, with the optimizer's state."""
     path, history = digits_model
     assert path.stat().st_size < 500_000
     network = keras.models.load_model(path)
@@ -131,7 +137,9 @@ def test_a_saved_model_can_be_evaluated_and_trained_further(digits_model, tmp_pa
     assert type(network.optimizer).__name__ == "Adam" and float(network.optimizer.learning_rate) == pytest.approx(1e-3)
     X, y, X_test, y_test = load_data("digits")
     loss, accuracy = network.evaluate(X_test, y_test, verbose=0)
-    assert accuracy == pytest.approx(history["val_accuracy"][-1], abs=0.004), "one image of 297, as training may be bfloat16"
+    assert accuracy == pytest.approx(
+        history["val_accuracy"][-1], abs=0.004
+    ), "one image of 297, as training may be bfloat16"
     before = network.get_weights()
     network.fit(X[:64], y[:64], verbose=0)
     assert not np.array_equal(before[0], network.get_weights()[0])
@@ -157,12 +165,16 @@ def test_if_the_old_file_cant_be_replaced_the_new_one_is_kept_beside_it(tmp_path
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(InputError, match=r"m\.h5: can't be replaced \(Permission denied\); the new model is .*m_new\.h5"):
+    with pytest.raises(
+        InputError, match=r"m\.h5: can't be replaced \(Permission denied\); the new model is .*m_new\.h5"
+    ):
         save_model(build_small_network(), path)
     assert path.read_bytes() == b"old" and load_model(model=tmp_path / "m_new.h5")
 
 
-@pytest.mark.parametrize("data, model, path", [("digits", None, "digits_classification_model.h5"), ("mnist", "a.h5", "a.h5")])
+@pytest.mark.parametrize(
+    "data, model, path", [("digits", None, "digits_classification_model.h5"), ("mnist", "a.h5", "a.h5")]
+)
 def test_a_missing_model_says_how_to_get_it(data, model, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"^{path}: no such model; .*python train_model.py"):
@@ -173,7 +185,9 @@ def test_a_missing_model_says_how_to_get_it(data, model, path, tmp_path, monkeyp
 def test_models_for_other_images_or_classes_are_refused(shape, classes, tmp_path):
     stack = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes, activation="softmax")]
     keras.Sequential(stack).save(tmp_path / "other.h5")
-    with pytest.raises(InputError, match=r"other\.h5: input and output are .*; expected \(n, 28, 28, 1\) and \(n, 10\)"):
+    with pytest.raises(
+        InputError, match=r"other\.h5: input and output are .*; expected \(n, 28, 28, 1\) and \(n, 10\)"
+    ):
         load_model(model=tmp_path / "other.h5")
 
 

@@ -3,7 +3,6 @@
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import matplotlib.pyplot as plt
@@ -238,7 +237,9 @@ def test_the_figure_shows_what_was_found_where_and_what_the_network_saw(here, en
         assert "".join(text.get_text() for text in ax.texts) == digits
         assert np.array_equal([text.get_position() for text in ax.texts], boxes[:, :2])
         assert np.array_equal([patch.get_bbox().extents for patch in ax.patches], boxes)
-        assert {text.get_bbox_patch().get_facecolor()[:3] for text in ax.texts} == {(1, 1, 1)}, "seen on dark paper, too"
+        assert {text.get_bbox_patch().get_facecolor()[:3] for text in ax.texts} == {
+            (1, 1, 1)
+        }, "seen on dark paper, too"
         assert all(0.2 < shade < 0.8 for shade in ax.get_facecolor()[:3]), "white and black show on it"
         assert cell.get_linewidth() > 0 and cell.get_edgecolor() != cell.get_facecolor(), "a frame"
     _, seen = cells[0].axes
@@ -266,7 +267,7 @@ def test_ink_that_was_not_read_gets_a_grey_box(here, end_of, saved):
 
 
 def test_answers_are_without_dropout_and_repeat_without_warnings(here, digits_model, capfd):
-    """A network that is called with a new shape each time makes TensorFlow warn of retracing, unless it's called plainly."""
+    """A network that is called with a new shape each time makes TensorFlow warn of retracing, unless called plainly."""
     network, _ = load_model(model=digits_model[0])
     expected = network.predict(find_digits(MY_DIGIT)[0], verbose=0)
     capfd.readouterr()

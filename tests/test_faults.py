@@ -57,8 +57,12 @@ def test_a_model_is_whole_and_on_the_disk_before_it_takes_its_name(here, small_n
     """Else a power cut could leave an empty file under the good name."""
     synced, moved = [], []
     real_sync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)) or real_sync(file))
-    monkeypatch.setattr(os, "replace", lambda a, b: moved.append((os.stat(a).st_ino, os.stat(a).st_size)) or real_replace(a, b))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)) or real_sync(file)
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: moved.append((os.stat(a).st_ino, os.stat(a).st_size)) or real_replace(a, b)
+    )
     train_model.train_model("small.npz", epochs=1, model="m.h5")
     assert synced == moved and synced[0][1] == Path("m.h5").stat().st_size > 10_000
     assert_whole("m.h5")
@@ -193,7 +197,9 @@ def test_a_picture_that_cant_be_saved_is_one_line_and_spares_the_model(here, sma
 # Output that can't be written
 
 
-@pytest.mark.parametrize("model", ("missing/m.h5", "small.npz/m.h5", "folder.h5", f"{'m' * 300}.h5"), ids=lambda m: m[:12])
+@pytest.mark.parametrize(
+    "model", ("missing/m.h5", "small.npz/m.h5", "folder.h5", f"{'m' * 300}.h5"), ids=lambda m: m[:12]
+)
 def test_output_that_cant_be_written_is_said_before_training(model, here, monkeypatch, end_of):
     Path("folder.h5").mkdir()
     monkeypatch.setattr(train_model, "load_data", never)

@@ -8,7 +8,7 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from evaluate_model import cut_out, find_digits, find_strokes, join_strokes, leave_out_frames, load_picture
+from evaluate_model import cut_out, find_digits, find_strokes, join_strokes, load_picture
 from evaluate_model import reading_order, remove_paper, ruled_lines
 from load_data import InputError
 
@@ -82,7 +82,9 @@ def assert_mnist_form(image):
 
 # MNIST's own digits, put onto canvases, come back
 
-TEN = np.asarray(Image.open(ROOT / "tests" / "ten_digits.png"))  # MNIST's test images 3, 2, 1, 18, 4, 8, 11, 0, 61 and 7
+TEN = np.asarray(
+    Image.open(ROOT / "tests" / "ten_digits.png")
+)  # MNIST's test images 3, 2, 1, 18, 4, 8, 11, 0, 61 and 7
 
 
 def likeness(found, digit):
@@ -98,7 +100,9 @@ def test_mnists_own_digits_come_back(digit, scale, least, invert):
     """Pixel by pixel, but for the thickening and cleaning that photographs need."""
     image = TEN[:, 28 * digit : 28 * digit + 28]
     canvas = Image.new("L", (70 * scale, 60 * scale))
-    canvas.paste(Image.fromarray(image).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC), (31 * scale, 9 * scale))
+    canvas.paste(
+        Image.fromarray(image).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC), (31 * scale, 9 * scale)
+    )
     pixels = np.asarray(canvas)
     (found,), _, _ = find_digits(255 - pixels if invert else pixels)
     assert likeness(found[..., 0], image / 255) >= least
@@ -379,7 +383,10 @@ def test_what_hugs_the_border_is_no_digit(find):
 @pytest.mark.parametrize(
     "shapes, boxes",
     [
-        ([("5", 300, 400), ("broken 3", 600, 400), ("7", 800, 400)], [(298, 396, 374, 504), (600, 396, 668, 501), (800, 396, 864, 500)]),
+        (
+            [("5", 300, 400), ("broken 3", 600, 400), ("7", 800, 400)],
+            [(298, 396, 374, 504), (600, 396, 668, 501), (800, 396, 864, 500)],
+        ),
         ([("/", 600, 400), ("/", 640, 400)], [(596, 400, 644, 500), (636, 400, 684, 500)]),
         ([("7", 600, 400), ("7", 610, 510)], [(600, 396, 664, 500), (610, 506, 674, 610)]),
     ],

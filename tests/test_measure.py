@@ -62,7 +62,9 @@ def test_photographs_in_a_folder_are_counted(tmp_path, digits_model, end_of):
     assert end.code == 0 and lines[0] == "WRONG  blank_3.png: no digit found"
     assert [line.split()[1] for line in lines[1:3]] == ["mine_7.png:", "page_71.png:"]
     assert " of 2 read right, the usual way " in lines[3] and lines[4].endswith(" of 1 read right")
-    assert_one_line(end_of(pictures, "--model", digits_model[0], "--photos", "none").code, "error: none: no such folder")
+    assert_one_line(
+        end_of(pictures, "--model", digits_model[0], "--photos", "none").code, "error: none: no such folder"
+    )
 
 
 def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):

@@ -1,4 +1,4 @@
-"""The scripts as a user starts them: output, exit status, a quiet start, and what the original README's own calls need."""
+"""The scripts as a user starts them: output, exit status, a quiet start, and the original README's own calls."""
 
 import io
 import os
@@ -160,7 +160,16 @@ def test_a_terminal_gets_a_progress_bar_that_its_encoding_can_show(npz, tmp_path
 
     for encoding, bar in (("utf-8", "━━━"), ("cp1252", "===")):
         controller, terminal = pty.openpty()
-        command = [sys.executable, ROOT / "train_model.py", "--data", npz, "--epochs", "1", "--model", tmp_path / "数.h5"]
+        command = [
+            sys.executable,
+            ROOT / "train_model.py",
+            "--data",
+            npz,
+            "--epochs",
+            "1",
+            "--model",
+            tmp_path / "数.h5",
+        ]
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
         with subprocess.Popen(command, stdout=terminal, stderr=subprocess.PIPE, env=environment) as process:
             os.close(terminal)

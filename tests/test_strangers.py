@@ -200,7 +200,14 @@ def test_a_bad_configuration_is_refused_in_a_short_line(edit, model, refused):
 
 def test_bytes_that_are_no_model_are_refused(model, good_model, refused):
     whole = good_model.read_bytes()
-    for content in (b"", b"no HDF5 file", random.Random(0).randbytes(5000), whole[:8], whole[:-1], whole[: len(whole) // 2]):
+    for content in (
+        b"",
+        b"no HDF5 file",
+        random.Random(0).randbytes(5000),
+        whole[:8],
+        whole[:-1],
+        whole[: len(whole) // 2],
+    ):
         model.write_bytes(content)
         refused(model, "damaged, or no .h5 file; train it again")
 
@@ -347,7 +354,7 @@ def test_data_that_unpacks_to_2_gb_is_refused(kind, tmp_path, arrays):
 
 
 def mutations(data, n, seed):
-    """Yield n copies of the bytes `data`, each with flipped bits, bytes cut out, or junk, mostly in its first 512 bytes."""
+    """Yield n copies of the bytes `data`, with flipped bits, bytes cut out or junk, mostly in the first 512 bytes."""
     rng = random.Random(seed)
     for _ in range(n):
         copy = bytearray(data)

@@ -124,7 +124,9 @@ def test_callbacks_are_what_fit_takes(npz, tmp_path, small_network):
 
 def test_a_resumed_run_goes_on_counting_and_a_complete_one_is_saved(npz, tmp_path, small_network, monkeypatch):
     drawn = []
-    monkeypatch.setattr(module, "save_and_show", lambda figure, *_: drawn.append(figure.axes[0].lines[0].get_xdata().tolist()))
+    monkeypatch.setattr(
+        module, "save_and_show", lambda figure, *_: drawn.append(figure.axes[0].lines[0].get_xdata().tolist())
+    )
     backup = lambda: keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
     train_model(npz, epochs=3, model=tmp_path / "a.h5", callbacks=backup())
     assert train_model(npz, epochs=5, model=tmp_path / "b.h5", callbacks=backup()).epoch == [3, 4]
@@ -213,7 +215,9 @@ def test_the_seed_makes_the_weights_the_order_and_the_distortions(npz, tmp_path,
 
 def test_the_seed_makes_the_first_weights(npz, tmp_path, monkeypatch, small_network):
     first = []
-    note = lambda: keras.callbacks.LambdaCallback(on_train_begin=lambda logs: first.append(callback.model.get_weights()))
+    note = lambda: keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: first.append(callback.model.get_weights())
+    )
     for seed in (0, 0, 1):
         callback = note()
         train_model(npz, epochs=1, seed=seed, model=tmp_path / "a.h5", callbacks=callback)
@@ -270,7 +274,9 @@ def test_all_layers_but_the_last_are_trained_in_bfloat16(bfloat16, dtype, npz, t
 # The learning rate and the steps
 
 
-@pytest.mark.parametrize("epochs, steps, peak", [(10, 469, 4e-3), (1, 100, 7.98e-3), (2, 100, 6.483e-3), (1, 1, 7.98e-3)])
+@pytest.mark.parametrize(
+    "epochs, steps, peak", [(10, 469, 4e-3), (1, 100, 7.98e-3), (2, 100, 6.483e-3), (1, 1, 7.98e-3)]
+)
 def test_learning_rate_climbs_for_a_fifth_then_falls_along_a_cosine_to_nothing(epochs, steps, peak):
     rate, total = one_cycle(epochs, steps), epochs * steps
     top = total // 5

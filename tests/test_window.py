@@ -1,7 +1,6 @@
 """The window to draw in: a stroke becomes a picture, which is read as a file is."""
 
 import re
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,7 +66,7 @@ def test_a_drawn_digit_is_read_as_a_picture_is_without_dropout(here, digits_mode
     window.stroke(*shape(7, 100, 80))
     draw_page("same.png", (7, 100, 80), size=PAPER_SIZE)
     assert np.mean(np.asarray(Image.open("same.png").convert("RGB")) != window.picture()) < 0.005  # round ends
-    (images, _, _) = find_digits(window.picture())
+    images, _, _ = find_digits(window.picture())
     assert np.array_equal(window.seen.images[0].get_array(), images[0, ..., 0])
     network, _ = load_model(model=digits_model[0])
     assert window.probabilities() == pytest.approx(network.predict(images, verbose=0)[0], abs=1e-5)

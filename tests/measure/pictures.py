@@ -48,7 +48,7 @@ def enlarge(digit, size, rng):
 
 
 def write(rows, width, height, rng):
-    """Return rows of (28, 28) uint8 digits as a bool mask (height, width) of a page, each digit in a cell of its own."""
+    """Return rows of (28, 28) uint8 digits as a bool mask (height, width), each digit in a cell of its own."""
     mask = np.zeros((height, width), bool)
     for number, row in enumerate(rows):
         cell_width, cell_height = width // len(row), height // len(rows)
