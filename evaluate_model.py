@@ -329,17 +329,9 @@ def find_boxes(strokes):
 def leave_out_frames(strokes, boxes):
     """Leave out frames and what the border cuts off: return the other boxes' rows, and the usual size of a digit."""
     left, top, right, bottom = boxes.T
-    x, y, widths, heights = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    widths, heights = right - left, bottom - top
     picture_height, picture_width = strokes.shape
-    frame = np.zeros(len(boxes), bool)
-    for i in range(len(boxes)):
-        # A frame is hollow: none of its ink is in its middle third. And the strokes inside it are a fifth of its height
-        # or more, together: less, and a speck makes a 0 a frame; more, and the frame of a small digit is read.
-        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])
-        inside[i] = False
-        third_x, third_y = widths[i] // 3, heights[i] // 3
-        middle = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
-        frame[i] = heights[inside].sum() > heights[i] / 5 and i + 1 not in middle
+    frame = find_frames(strokes, boxes)
     cut = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
     whole = ~frame & ~cut & (widths < WIDEST * heights)
     if not whole.any():  # the digits themselves lie at the border
@@ -347,12 +339,30 @@ def leave_out_frames(strokes, boxes):
         whole = ~frame
     # Each pixel votes with its stroke's length: most ink is in strokes that are whole digits.
     pixels = np.bincount(strokes.ravel(), minlength=len(boxes) + 1)[1:]
-    size = np.median(np.repeat(np.maximum(widths, heights)[whole], pixels[whole])) if whole.any() else 0
+    votes = np.repeat(np.maximum(widths, heights)[whole], pixels[whole])
+    size = np.median(votes) if len(votes) else 0
     # A digit that is cut is read, too. Its middle lies inside the picture: less far, and the edges of a desk are read.
     # It isn't much higher than others: higher, and a line from border to border is read.
+    x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)
     cut &= ~((depth > 0.3 * size) & (heights < 1.9 * size))
     return np.flatnonzero(~frame & ~cut), size
+
+
+def find_frames(strokes, boxes):
+    """Tell which strokes are frames, bool (n,): hollow, and with other strokes inside."""
+    left, top, right, bottom = boxes.T
+    x, y, widths, heights = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    frame = np.zeros(len(boxes), bool)
+    for i in range(len(boxes)):
+        # Hollow: none of its ink is in its middle third. And the strokes inside are a fifth of its height or more,
+        # together: less, and a speck makes a 0 a frame; more, and the frame of a small digit is read.
+        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])
+        inside[i] = False
+        third_x, third_y = widths[i] // 3, heights[i] // 3
+        middle = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
+        frame[i] = heights[inside].sum() > heights[i] / 5 and i + 1 not in middle
+    return frame
 
 
 def join_strokes(boxes, rows, size):
