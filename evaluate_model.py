@@ -195,7 +195,7 @@ def draw_box(ax, box, color):
 # 5. put the strokes of a digit together, 6. sort the digits, 7. make each look like MNIST's.
 #
 # A stroke is a connected piece of ink: a whole digit, or a part of one. A box is left, top, right and bottom in
-# pixels; many boxes are the rows of an array (n, 4). Of the constants, it is said what goes wrong with others.
+# pixels; many boxes are the rows of an array (n, 4). Comments say what a larger or smaller constant spoils.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. More: slow; fewer: small digits are lost
 BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
@@ -380,7 +380,7 @@ def join_strokes(boxes, rows, size):
     # overlap, a narrower gap or less height, the bar of a 5 stays alone.
     together = (overlap > 0.3 * np.minimum.outer(widths, widths)) & (gap < 0.2 * size) & (height < 1.5 * size)
     count, group = connected_components(together, directed=False)  # the group of each stroke, from 0 to count - 1
-    # Each digit has a high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
+    # Each digit has at least one high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
     high = (heights > 0.36 * size) & (widths < WIDEST * heights)
     return [rows[group == number] for number in range(count) if high[group == number].any()]
 

@@ -103,9 +103,9 @@ def read_npz(path):
         with np.load(path) as file:  # which unpickles nothing unless asked to: pickled objects can run code
             if not set(names) <= set(file.files):
                 raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
-            if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # a header has fewer
+            if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
                 raise ValueError("an array is larger than 280,000 images")
-            return [np.asarray(file[name]) for name in names]  # NumPy returns bytes for what is no array
+            return [np.asarray(file[name]) for name in names]  # of a member that is no array, NumPy returns bytes
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data ({error})") from error
 
