@@ -137,9 +137,9 @@ def load_model(data="mnist", model=None):
     try:
         with warnings.catch_warnings(action="ignore"):  # of Keras, about how others build their networks
             network = keras.models.load_model(path, compile=False)
+            shapes = network.input_shape, network.output_shape
     except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything
         raise InputError(f"{path}: {explain_failure(path, error)}") from error
-    shapes = network.input_shape, network.output_shape
     if shapes != ((None, *IMAGE_SHAPE), (None, CLASSES)):
         raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
     if not all(np.isfinite(weights).all() for weights in network.get_weights()):

@@ -48,17 +48,20 @@ def load_data(source="mnist"):
         InputError: the source can't be found, downloaded or read, or isn't of this form.
     """
     source = os.fspath(source)
-    if source == "mnist":
-        x_train, y_train, x_test, y_test = download_mnist()
-    elif source == "digits":
-        x_train, y_train, x_test, y_test = enlarge_digits()
-    elif os.path.isdir(source):
-        names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-        x_train, y_train, x_test, y_test = [read_idx(source, name) for name in names]
-    elif os.path.isfile(source):
-        x_train, y_train, x_test, y_test = read_npz(source)
-    else:
-        raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
+    try:
+        if source == "mnist":
+            x_train, y_train, x_test, y_test = download_mnist()
+        elif source == "digits":
+            x_train, y_train, x_test, y_test = enlarge_digits()
+        elif os.path.isdir(source):
+            names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+            x_train, y_train, x_test, y_test = [read_idx(source, name) for name in names]
+        elif os.path.isfile(source):
+            x_train, y_train, x_test, y_test = read_npz(source)
+        else:
+            raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
+    except OSError as error:  # such as for lack of permission
+        raise InputError(f"{source}: can't be read ({error.strerror or error})") from error
     check_form(f"{source}: train", x_train, y_train)
     check_form(f"{source}: test", x_test, y_test)
     return *preprocess(x_train, y_train), *preprocess(x_test, y_test)

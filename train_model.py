@@ -22,7 +22,7 @@ EPOCHS = 10
 BATCH_SIZE = 128  # smaller: slower on 2 CPU cores; larger: less accurate in short runs
 PEAK_RATE = 4e-3  # Adam's highest learning rate in 10 epochs. Half of it: 0.06 % less accurate; twice as much: 0.11 %
 PEAK_DECAY = 0.3  # a run of a tenth of the epochs takes 10**0.3 = 2 times the peak: short runs need large steps
-WARM_UP = 0.2  # part of the run in which the rate climbs to its peak. Without it: 0.03 % less accurate; longer: no better
+WARM_UP = 0.2  # part of the run in which the rate climbs to its peak. Without it: 0.03 % less; longer: the same
 CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: images are learnt by heart; larger: illegible; both: 0.05 % less
 # On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time, at an
 # accuracy within 0.1 %. On others it would take longer, as it would without oneDNN, which brings its fast layers.
