@@ -16,16 +16,15 @@ import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 
-from load_data import CLASSES, IMAGE_SHAPE, InputError, one_line, quiet_start, run
+from load_data import CLASSES, IMAGE_SHAPE, InputError, data_parser, one_line, quiet_start, run
 
-# The same Keras for everyone, whatever the environment and ~/.keras/keras.json say.
-os.environ["KERAS_BACKEND"] = "tensorflow"
 with quiet_start():
     import keras
     import tensorflow as tf
     from keras import layers
 
     tf.config.list_physical_devices()  # looks for a GPU now, as that writes lines, too
+# Whatever ~/.keras/keras.json says.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
@@ -72,7 +71,10 @@ logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.get
 
 
 def model_path(data, model=None):
-    """Return the path of the model's file; unless `model` names it, it is named after the data. Raises InputError."""
+    """Return the path of the model's file; unless `model` names it, it is named after the data. Raises InputError.
+
+    The data mnist, mnist.npz and a folder mnist/ share one name.
+    """
     if model is None:
         source = Path(os.path.abspath(data))  # so that "." has a name, too
         model = f"{source.name if source.is_dir() else source.stem}_classification_model.h5"
@@ -91,10 +93,11 @@ def save_model(network, path):
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             file = Path(folder, target.name)
-            file.write_bytes(bytes(1_000_000))  # is there room for twice the file? HDF5 would crash on a full disk
+            file.write_bytes(bytes(1_000_000))  # fails if there isn't room for twice the file: HDF5 would crash later
             network.save(file)
             with h5py.File(file, "a") as saved:
-                saved.pop("optimizer_weights", None)  # a loaded network that has this group can't be trained further
+                # Keras loads the optimizer's state wrongly, so that fit() would fail; without it, fit() starts afresh.
+                saved.pop("optimizer_weights", None)
             with open(file, "rb+") as saved:
                 os.fsync(saved.fileno())  # or a power cut could leave an empty file under the good name
             replace_file(file, target)
@@ -144,6 +147,9 @@ def load_model(data="mnist", model=None):
         raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
     if not all(np.isfinite(weights).all() for weights in network.get_weights()):
         raise InputError(f"{path}: not all of its weights are finite numbers; train it again")
+    probabilities = network(np.zeros((1, *IMAGE_SHAPE), np.float32), training=False).numpy()  # of an empty image
+    if probabilities.min() < 0 or abs(probabilities.sum() - 1) > 1e-3:
+        raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
     return network, path
 
 
@@ -183,7 +189,13 @@ def save_and_show(figure, path, name, note=""):
 
 # Running as a script
 
-MODEL_HELP = "the model's file (default: the data's name and _classification_model.h5, in the current folder)"
+
+def model_parser(description):
+    """Return an argparse parser with the options --data and --model."""
+    parser = data_parser(description)
+    default = "the data's name and _classification_model.h5, in the current folder"
+    parser.add_argument("--model", metavar="FILE.h5", help=f"the model's file (default: {default})")
+    return parser
 
 
 def verbosity():

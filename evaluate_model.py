@@ -10,9 +10,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from build_model import keras  # first: it starts TensorFlow quietly
-from build_model import MODEL_HELP, load_model, model_path, save_and_show, verbosity
-from load_data import CLASSES, InputError, crop_and_scale, data_parser, fit_to_mnist, load_data, one_line, run
+# Before the others, as it starts TensorFlow quietly.
+from build_model import keras, load_model, model_parser, model_path, save_and_show, verbosity
+from load_data import CLASSES, InputError, crop_and_scale, fit_to_mnist, load_data, one_line, run
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +22,7 @@ from matplotlib.widgets import LassoSelector
 from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import binomtest, skew
+from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
 SHOWN = 36  # at most this many images or pictures in a figure: more would be too small to see
@@ -45,14 +45,13 @@ def evaluate_model(data="mnist", model=None):
     """
     network, path = load_model(data, model)
     _, _, X_test, y_test = load_data(data)
-    probabilities = network.predict(X_test, batch_size=250, verbose=verbosity())
-    check_probabilities(probabilities, path)
+    probabilities = network.predict(X_test, batch_size=250, verbose=verbosity())  # Keras's usual 32 would take longer
 
     y_true, y_pred = y_test.argmax(axis=1), probabilities.argmax(axis=1)
     loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
-    # Where the accuracy would lie on other images of the kind. Wilson's interval also holds near 100 %.
+    # Where the accuracy on other images of the kind would lie. Of the usual formulas, Wilson's also holds near 100 %.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
@@ -73,9 +72,9 @@ def evaluate_model(data="mnist", model=None):
 
 
 def draw_confusion_matrix(matrix):
-    """Return a figure of the counts, true class by row, coloured by the errors alone."""
+    """Return a figure of the counts, true class by row, coloured by errors: beside the hits, they would look white."""
     figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
-    errors = matrix - np.diag(np.diag(matrix))  # beside hundreds of hits, they would all look alike
+    errors = matrix - np.diag(np.diag(matrix))
     sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", linewidths=0.5, cbar_kws={"label": "Errors"}, ax=ax)
     ax.set(title="Confusion matrix", xlabel="Predicted", ylabel="True")
     ax.tick_params(axis="y", rotation=0)
@@ -117,7 +116,7 @@ def read_pictures(pictures, data="mnist", model=None):
         InputError: no such model, or one that doesn't fit these images.
     """
     network, path = load_model(data, model)
-    if data == "digits" or path.name == model_path("digits").name:
+    if path.name == model_path("digits").name:
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, shown = [], []
     for picture in pictures:
@@ -128,7 +127,6 @@ def read_pictures(pictures, data="mnist", model=None):
             print(f"error: {one_line(error)}", file=sys.stderr)
             continue
         probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
-        check_probabilities(probabilities, path)
         print(f"{one_line(picture)}: {describe(probabilities, rows)}")
         answers.append((picture, probabilities))
         if len(shown) < SHOWN:
@@ -199,7 +197,6 @@ def draw_box(ax, box, color):
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. More: slow; fewer: small digits are lost
 BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
-WIDEST = 3  # no digit is wider than so many times its height. Higher: dashes are read; lower: broad, flat digits aren't
 EIGHT_NEIGHBOURS = np.ones((3, 3))  # tells SciPy that pixels that meet at a corner are connected, too
 
 
@@ -223,14 +220,13 @@ def find_digits(picture, name="picture"):
         name = picture
         pixels, reduction = load_picture(picture)
     ink = remove_paper(pixels)
-    strokes, stroke_boxes = find_strokes(ink)
-    digits = join_strokes(stroke_boxes, *leave_out_frames(strokes, stroke_boxes))
-    if not digits:
+    strokes, boxes = find_strokes(ink)
+    strokes, boxes, size = leave_out_frames(strokes, boxes)
+    digits, boxes = join_strokes(strokes, boxes, size)
+    if not len(boxes):
         raise InputError(f"{name}: no digit found in it; each must stand out from its paper, and apart from other ink")
-    edges = [stroke_boxes[digit].T for digit in digits]
-    boxes = np.array([(left.min(), top.min(), right.max(), bottom.max()) for left, top, right, bottom in edges])
     order, rows = reading_order(boxes)
-    images = [cut_out(ink, np.isin(strokes, digits[i] + 1), boxes[i]) for i in order]
+    images = [cut_out(ink * (digits == i + 1), boxes[i]) for i in order]
     return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
 
 
@@ -246,7 +242,7 @@ def load_picture(path):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             length = max(image.size)
-            if "progressive" not in image.info:
+            if "progressive" not in image.info:  # of which all details are decoded in any case
                 image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves memory
             if image.width * image.height > 20_000_000:  # these take a second and 0.5 GB
                 raise ValueError("too many megapixels")
@@ -270,37 +266,39 @@ def remove_paper(pixels):
     # A shadow darkens ink and paper by one factor, so in logarithms the ink stands out in it nearly as in the light.
     grey = np.log1p(grey / 100)  # divided by less than 100, the noise of dark pixels would stand out, too
     side = min(grey.shape)
-    # Is the ink the darker or the brighter part? It is rare and far from the mean of its surroundings, so a few large
-    # differences, on its side, make their distribution lopsided (skewed). Surroundings of a third of the side: in
-    # smaller ones a broad stroke is no longer rare, in larger ones the light is less even.
-    if skew(grey - ndimage.uniform_filter(grey, 1 + side // 3), axis=None) < 0:
-        grey = -grey
+    # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of its surroundings. Ink
+    # differs most from them, and in cubes, which keep their sign, large differences outweigh all small ones.
+    # Surroundings of a third of the side: in smaller ones a broad stroke is most of them; in larger ones the light is
+    # less even.
+    difference = grey - ndimage.uniform_filter(grey, 1 + side // 3)
+    if (difference**3).mean() < 0:
+        grey = -grey  # now the ink is the brighter part
     grey = ndimage.gaussian_filter(grey, side / 600)  # against noise. More: thin strokes fade; less: specks stay
-    # SciPy's white top-hat removes all that is wider than `width`, which is the paper. Wider: the edges of shadows
-    # stay; narrower: broad strokes are hollowed out.
+    # An opening is the picture without anything bright that is narrower than `width`: that is, the paper. Wider: the
+    # edges of shadows stay; narrower: broad strokes are hollowed out.
     width = max(15, int(0.2 * side))
-    # Padded, so that a desk or a shadow at the border is wide enough to be removed.
-    return ndimage.white_tophat(np.pad(grey, width, "edge"), width)[width:-width, width:-width]
+    padded = np.pad(grey, width, "edge")  # so that a desk or a shadow at the border is wide enough to be removed
+    paper = ndimage.grey_opening(padded, width)[width:-width, width:-width]
+    return grey - paper
 
 
 def find_strokes(ink):
     """Number the strokes of ink: return a picture (height, width) of numbers, 0 for the ground, and the strokes' boxes.
 
-    The stroke in row `i` of the boxes has the number `i + 1`.
+    The first box is that of stroke 1.
     """
     usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink, without its blurred edges
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
-    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # .T: the nearly vertical ones, lying
-    strokes, count = ndimage.label(strong, EIGHT_NEIGHBOURS)
+    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # .T: the picture on its side, for vertical lines
+    strokes, count = ndimage.label(strong, EIGHT_NEIGHBOURS)  # connected pixels get the same number
     strength = ndimage.mean(ink, strokes, range(1, count + 1))
-    # Weaker ones are creases and the edges of shadows. Higher: faint digits are lost; lower: creases are read. The
+    left, top, right, bottom = find_boxes(strokes).T
+    lengths = np.maximum(right - left, bottom - top)
+    # Weaker strokes are creases and the edges of shadows. Higher: faint digits are lost; lower: creases are read. The
     # fixed limit, paper darkened by a sixth, is for pictures that hold no ink at all.
-    real = strength > max(0.55 * usual, 0.12)
-    boxes = find_boxes(strokes)
-    lengths = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
-    real &= lengths > max(3, min(ink.shape) / 40)  # not specks. Higher: small digits are lost; lower: dust is read
-    strokes, _ = ndimage.label(np.append(False, real)[strokes], EIGHT_NEIGHBOURS)  # numbered afresh, without the others
-    return strokes, find_boxes(strokes)
+    is_ink = strength > max(0.55 * usual, 0.12)
+    is_long = lengths > max(3, min(ink.shape) / 40)  # no speck. Higher: small digits are lost; lower: dust is read
+    return keep(strokes, is_ink & is_long)
 
 
 def ruled_lines(strong):
@@ -309,15 +307,15 @@ def ruled_lines(strong):
     Takes and returns a bool mask (height, width).
     """
     grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: the short runs of a slanted line now overlap
-    # An opening keeps only what its window fits into: here, long runs. Shorter: the bars of digits are taken for lines,
-    # and in small pictures whole digits; longer: lines that digits interrupt are missed.
+    # An opening with a window of one row keeps only runs of at least its length. Shorter: the bars of digits are taken
+    # for lines, and in small pictures whole digits; longer: lines that digits interrupt are missed.
     runs = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
-    at_border = runs.copy()
-    at_border[:, BORDER:-BORDER] = False
-    lines = ndimage.binary_propagation(at_border, EIGHT_NEIGHBOURS, runs)  # the runs that are connected to the border
-    lines = ndimage.maximum_filter(lines, 3)  # grown again, to cover ragged edges
-    _, count = ndimage.label(lines, EIGHT_NEIGHBOURS)
-    return lines & (count > 1)  # a single one may be a digit's bar
+    lines, _ = ndimage.label(runs, EIGHT_NEIGHBOURS)
+    left, _, right, _ = find_boxes(lines).T
+    at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
+    if at_border.sum() < 2:  # a single one may be a digit's bar
+        return np.zeros_like(strong)
+    return keep(lines, at_border)[0] > 0
 
 
 def find_boxes(strokes):
@@ -326,27 +324,33 @@ def find_boxes(strokes):
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
 
 
+def keep(strokes, kept):
+    """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
+    numbers = 1 + np.flatnonzero(kept)
+    strokes, _ = ndimage.label(np.isin(strokes, numbers), EIGHT_NEIGHBOURS)
+    return strokes, find_boxes(strokes)
+
+
 def leave_out_frames(strokes, boxes):
-    """Leave out frames and what the border cuts off: return the other boxes' rows, and the usual size of a digit."""
+    """Leave out frames and what the border cuts off: return the other strokes, their boxes and a digit's usual size."""
     left, top, right, bottom = boxes.T
     widths, heights = right - left, bottom - top
     picture_height, picture_width = strokes.shape
     frame = find_frames(strokes, boxes)
     cut = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    whole = ~frame & ~cut & (widths < WIDEST * heights)
+    whole = ~frame & ~cut
     if not whole.any():  # the digits themselves lie at the border
         cut[:] = False
         whole = ~frame
-    # Each pixel votes with its stroke's length: most ink is in strokes that are whole digits.
-    pixels = np.bincount(strokes.ravel(), minlength=len(boxes) + 1)[1:]
-    votes = np.repeat(np.maximum(widths, heights)[whole], pixels[whole])
-    size = np.median(votes) if len(votes) else 0
+    # A mean in which each length counts by itself: dots and dashes hardly count.
+    lengths = np.maximum(widths, heights)[whole]
+    size = np.average(lengths, weights=lengths) if whole.any() else 0
     # A digit that is cut is read, too. Its middle lies inside the picture: less far, and the edges of a desk are read.
     # It isn't much higher than others: higher, and a line from border to border is read.
     x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)
     cut &= ~((depth > 0.3 * size) & (heights < 1.9 * size))
-    return np.flatnonzero(~frame & ~cut), size
+    return *keep(strokes, ~frame & ~cut), size
 
 
 def find_frames(strokes, boxes):
@@ -365,47 +369,54 @@ def find_frames(strokes, boxes):
     return frame
 
 
-def join_strokes(boxes, rows, size):
-    """Put those strokes together that form one digit: of two, one is close above the other, or they overlap.
+def join_strokes(strokes, boxes, size):
+    """Join strokes that form one digit: give all its pixels one number, and return the digits and their boxes.
 
-    Returns, for each digit, the rows of its strokes' boxes. `rows` are those of the strokes that count.
+    Two strokes belong together if one lies over the other, close to it, and both are no higher than a digit.
     """
-    left, top, right, bottom = boxes[rows].T
+    left, top, right, bottom = boxes.T
     widths, heights = right - left, bottom - top
-    # Each stroke is compared with each: these are arrays (n, n). Where two boxes are apart, `overlap` is negative.
-    overlap = np.minimum.outer(right, right) - np.maximum.outer(left, left)  # sideways
-    gap = np.maximum.outer(top, top) - np.minimum.outer(bottom, bottom)  # from the upper one down to the lower one
-    height = np.maximum.outer(bottom, bottom) - np.minimum.outer(top, top)  # of both together
-    # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With more
-    # overlap, a narrower gap or less height, the bar of a 5 stays alone.
-    together = (overlap > 0.3 * np.minimum.outer(widths, widths)) & (gap < 0.2 * size) & (height < 1.5 * size)
+    together = np.zeros((len(boxes), len(boxes)), bool)
+    for i in range(len(boxes)):  # stroke i beside each stroke
+        overlap = np.minimum(right, right[i]) - np.maximum(left, left[i])  # sideways; below 0 if they are apart
+        gap = np.maximum(top, top[i]) - np.minimum(bottom, bottom[i])  # from the upper one down to the lower one
+        height = np.maximum(bottom, bottom[i]) - np.minimum(top, top[i])  # of both together
+        # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With
+        # more overlap, a narrower gap or less height, the bar of a 5 stays alone.
+        together[i] = (overlap > 0.3 * np.minimum(widths, widths[i])) & (gap < 0.2 * size) & (height < 1.5 * size)
     count, group = connected_components(together, directed=False)  # the group of each stroke, from 0 to count - 1
     # Each digit has at least one high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
-    high = (heights > 0.36 * size) & (widths < WIDEST * heights)
-    return [rows[group == number] for number in range(count) if high[group == number].any()]
+    high = heights > 0.36 * size
+    groups = [number for number in range(count) if high[group == number].any()]
+    digits = np.zeros_like(strokes)
+    for digit, number in enumerate(groups, start=1):
+        members = 1 + np.flatnonzero(group == number)
+        digits[np.isin(strokes, members)] = digit
+    return digits, find_boxes(digits)
 
 
 def reading_order(boxes):
     """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
-    middles = boxes[:, [1, 3]].mean(axis=1)  # their heights on the page
-    order = middles.argsort()
-    # A box that lies half a digit lower than the one before begins a row. Less: a slanted row falls apart; more: two
+    left, top, _, bottom = boxes.T
+    middles = (top + bottom) / 2
+    downwards = middles.argsort()
+    # A box whose middle lies half a digit below the last one's begins a row. Less: a slanted row falls apart; more: two
     # rows are read as one.
-    new_row = np.diff(middles[order], prepend=middles.min()) > np.median(boxes[:, 3] - boxes[:, 1]) / 2
-    rows = new_row.cumsum()
-    return order[np.lexsort((boxes[order, 0], rows))], rows  # sorted by row, and within a row by the left edge
+    begins_row = np.diff(middles[downwards], prepend=middles.min()) > np.median(bottom - top) / 2
+    rows = np.zeros(len(boxes), int)
+    rows[downwards] = begins_row.cumsum()  # how many rows have begun after the first
+    order = sorted(range(len(boxes)), key=lambda i: (rows[i], left[i]))
+    return order, rows[order]
 
 
-def cut_out(ink, mask, box):
-    """Make one digit an image like MNIST's, float32 (28, 28), with strokes of about MNIST's width."""
+def cut_out(ink, box):
+    """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of about MNIST's width."""
     left, top, right, bottom = box
-    digit = (ink * mask)[top:bottom, left:right]
+    digit = ink[top:bottom, left:right]
     digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)  # the strongest fifth becomes 1, as in MNIST
     digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
-    core = digit > 0.5
-    # From edge to edge of a stroke of width w, the distance to the nearer edge climbs to w / 2 and falls: its mean is
-    # w / 4. As pixels are whole, half a pixel comes on top.
-    width = 4 * (ndimage.distance_transform_edt(core)[core].mean() - 0.5)
+    # The pixel that is farthest from the paper lies in the middle of the widest stroke.
+    width = 2 * ndimage.distance_transform_edt(digit > 0.5).max()
     # MNIST's strokes take about 10 of 100 pixels. More: loops fill; less: thin strokes vanish when scaled down.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + max(0, round(10 - width))))
 
@@ -413,9 +424,12 @@ def cut_out(ink, mask, box):
 def other_ink(pixels, boxes):
     """Return the boxes of the strokes that lie in none of the digits' `boxes`, and so weren't read."""
     _, others = find_strokes(remove_paper(pixels))
-    # Two corners of each other box, beside two of each digit's: an array (others, digits, 2) of x and y.
-    inside = (others[:, np.newaxis, :2] >= boxes[:, :2]) & (others[:, np.newaxis, 2:] <= boxes[:, 2:])
-    return others[~inside.all(axis=2).any(axis=1)]
+    left, top, right, bottom = boxes.T
+    return [
+        other
+        for other in others
+        if not ((left <= other[0]) & (top <= other[1]) & (other[2] <= right) & (other[3] <= bottom)).any()
+    ]
 
 
 # Drawing in a window
@@ -494,23 +508,17 @@ def drawing_window(network, path):
         update(message)
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # Kept, as matplotlib holds it only weakly. The width of its line is in points, not in the drawing's pixels.
+    # An attribute, or Python would delete it, as matplotlib doesn't keep it. The width of its line is in points, not in
+    # the drawing's pixels.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 
-# Nothing below is needed to understand the rest: a check, and running as a script
-
-
-def check_probabilities(probabilities, path):
-    """Raise InputError, naming the model's file `path`, unless a network's outputs are probabilities."""
-    if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
+# Running as a script
 
 
 def main():
     """Read the command line; then evaluate, read pictures or open a window to draw in."""
-    parser = data_parser("Evaluate a trained model on the test images, read pictures with it, or draw for it.")
-    parser.add_argument("--model", metavar="FILE.h5", help=MODEL_HELP)
+    parser = model_parser("Evaluate a trained model on the test images, read pictures with it, or draw for it.")
     parser.add_argument("--draw", action="store_true", help="open a window to draw digits in, and read them")
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="one or more handwritten digits each")
     args = parser.parse_args()

@@ -24,6 +24,7 @@ from sklearn.model_selection import train_test_split
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever Keras is set to elsewhere
 MAX_BYTES = 280_000 * 28 * 28  # of an array: EMNIST Digits is the largest set of this form; more could fill the memory
 DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
@@ -107,7 +108,7 @@ def read_npz(path):
             if not set(names) <= set(file.files):
                 raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
             if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
-                raise ValueError("an array is larger than 280,000 images")
+                raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
             return [np.asarray(file[name]) for name in names]  # of a member that is no array, NumPy returns bytes
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data ({error})") from error
@@ -130,16 +131,17 @@ def read_idx(folder, name):
     try:
         with open(path, "rb") as raw:
             file = gzip.open(raw) if path.endswith(".gz") else raw
-            content = file.read(MAX_BYTES)
+            content = file.read(MAX_BYTES)  # what lies beyond is missed below, where the length is compared
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     header_size = 4 * (1 + ndim)
     count = max(0, len(content) - header_size) // math.prod(item_shape)
-    # What a good file of this length begins with: unsigned bytes (8) in so many dimensions, and their sizes.
+    # What a good file of this length begins with: 0x800 for unsigned bytes, plus the number of dimensions; their sizes.
     header = struct.pack(f">{1 + ndim}I", 0x800 + ndim, count, *item_shape)
     if content[:header_size] != header or len(content) != header_size + count * math.prod(item_shape):
         kind = "images" if item_shape else "labels"
-        raise InputError(f"{path}: its header isn't that of IDX {kind} of its length{describe_text(path)}")
+        limit = f"at most {MAX_BYTES // 10**6} MB"
+        raise InputError(f"{path}: isn't IDX {kind} ({limit}) with a header that fits its length{describe_text(path)}")
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(count, *item_shape)
 
 
@@ -222,7 +224,7 @@ def run(main):
         closed_pipe = errno.EINVAL if os.name == "nt" else errno.EPIPE
         if error.errno != closed_pipe:
             raise
-        os._exit(1)  # our output's reader has gone (`... | head -1`): at a usual end, Python would write to it again
+        os._exit(1)  # the output's reader has quit (`... | head -1`); Python's own last flush would fail, too
 
 
 @contextlib.contextmanager

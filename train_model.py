@@ -3,14 +3,14 @@
 python train_model.py [--data mnist | digits | PATH] [--epochs 10] [--model FILE.h5] ...
 """
 
-import contextlib
 import math
 import os
 from pathlib import Path
 
-from build_model import build_model, keras  # first: it starts TensorFlow quietly
-from build_model import MODEL_HELP, check_writable, model_path, save_and_show, save_model, verbosity
-from load_data import InputError, data_parser, load_data, run
+# Before the others, as it starts TensorFlow quietly.
+from build_model import build_model, keras
+from build_model import check_writable, model_parser, model_path, save_and_show, save_model, verbosity
+from load_data import InputError, load_data, run
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,13 +23,13 @@ BATCH_SIZE = 128  # smaller: slower on 2 CPU cores; larger: less accurate in sho
 PEAK_RATE = 4e-3  # Adam's highest learning rate in 10 epochs. Half of it: 0.06 % less accurate; twice as much: 0.11 %
 PEAK_DECAY = 0.3  # a run of a tenth of the epochs takes 10**0.3 = 2 times the peak: short runs need large steps
 WARM_UP = 0.2  # part of the run in which the rate climbs to its peak. Without it: 0.03 % less; longer: the same
-CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: images are learnt by heart; larger: illegible; both: 0.05 % less
+CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: it overfits; larger: images become illegible; both: 0.05 % less
 # On a CPU with instructions for bfloat16 (16-bit floats), training takes about two thirds of the time, at an
 # accuracy within 0.1 %. On others it would take longer, as it would without oneDNN, which brings its fast layers.
 CPUINFO = Path("/proc/cpuinfo")  # where Linux lists the CPU's instructions
-CPU_FLAGS = set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
+CPU_WORDS = set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
 BFLOAT16 = (
-    bool(CPU_FLAGS & {"amx_bf16", "avx512_bf16"})
+    bool(CPU_WORDS & {"amx_bf16", "avx512_bf16"})
     and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
     and not tf.config.list_physical_devices("GPU")  # not measured
 )
@@ -39,7 +39,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     """Train the CNN on `data`, save it to the file `model` and draw its curves beside it.
 
     The test set is used for the curves only; nothing is chosen by it. Where `BFLOAT16` is
-    true, the network computes in bfloat16 while it is trained; what is saved is float32. The
+    true, the network computes in bfloat16 while it is trained; its weights, and what is saved, are float32. The
     same seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
 
     It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares: to
@@ -71,19 +71,22 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     X_train, y_train, X_test, y_test = load_data(data)
     keras.utils.set_random_seed(int(seed))
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
-    with computing_in("mixed_bfloat16" if BFLOAT16 else "float32"):
+    keras.config.set_dtype_policy("mixed_bfloat16" if BFLOAT16 else "float32")  # of layers built from now on
+    try:
         network = build_model(one_cycle(epochs, steps), steps_at_a_time(steps))
+    finally:
+        keras.config.set_dtype_policy("float32")
     history = network.fit(
         batches(X_train, y_train, batch_size, seed, augment),
         epochs=epochs,
-        validation_data=(X_test, y_test),
+        validation_data=batches(X_test, y_test, batch_size, seed, augment=False),  # faster than the arrays themselves
         callbacks=[keras.callbacks.TerminateOnNaN(), callbacks or []],  # Keras takes lists within the list
         shuffle=False,  # batches() shuffles; Keras warns that it can't
         verbose=verbosity(),
     )
     losses = history.history.get("loss", []) + history.history.get("val_loss", [])
     if not np.isfinite(losses).all():
-        raise InputError(f"the loss became NaN or infinite in epoch {len(history.epoch)}; {path} is as it was")
+        raise InputError(f"the loss became NaN or infinite in epoch {history.epoch[-1] + 1}; {path} is as it was")
 
     trained = build_model()  # the same network in float32, with an ordinary optimizer for those who train it further
     trained.set_weights(network.get_weights())
@@ -94,17 +97,6 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
 
 
 # The training's parts
-
-
-@contextlib.contextmanager
-def computing_in(dtype_policy):
-    """Let layers that are built meanwhile compute in a Keras dtype policy; their weights are float32 all the same."""
-    usual = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype_policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(usual)
 
 
 def one_cycle(epochs, steps):
@@ -136,7 +128,7 @@ def batches(X, y, batch_size, seed, augment=True):
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
         dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread would stall the end of every epoch for seconds
+    options.autotune.enabled = False  # it tunes these steps as they run, but stalls the end of every epoch for seconds
     return dataset.prefetch(2).with_options(options)  # 2 batches are made ahead; more only take memory
 
 
@@ -190,11 +182,10 @@ def check_integers(**values):
 
 def main():
     """Read the command line and train."""
-    parser = data_parser("Train the CNN, save it and draw its training curves.")
+    parser = model_parser("Train the CNN, save it and draw its training curves.")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the images (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same weights (default: %(default)s)")
-    parser.add_argument("--model", metavar="FILE.h5", help=MODEL_HELP)
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="don't distort the images")
     train_model(**vars(parser.parse_args()))  # each option's name here is a parameter's
 

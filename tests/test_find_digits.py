@@ -82,9 +82,7 @@ def assert_mnist_form(image):
 
 # MNIST's own digits, put onto canvases, come back
 
-TEN = np.asarray(
-    Image.open(ROOT / "tests" / "ten_digits.png")
-)  # MNIST's test images 3, 2, 1, 18, 4, 8, 11, 0, 61 and 7
+TEN = np.asarray(Image.open(ROOT / "tests" / "ten_digits.png"))  # MNIST's test images 3, 2, 1, 18, 4, 8, 11, 0, 61, 7
 
 
 def likeness(found, digit):
@@ -107,8 +105,6 @@ def test_mnists_own_digits_come_back(digit, scale, least, invert):
     (found,), _, _ = find_digits(255 - pixels if invert else pixels)
     assert likeness(found[..., 0], image / 255) >= least
     assert np.abs(found[..., 0] - image / 255).mean() < 0.1
-    if scale == 1:
-        assert np.corrcoef(found.ravel(), image.ravel())[0, 1] >= least, "not even shifted"
 
 
 # One digit
@@ -255,7 +251,7 @@ def test_a_row_in_a_deep_shadow_is_found_as_the_one_in_the_light(find):
 def test_rows_are_told_apart_by_half_a_digits_height_in_whatever_order_the_boxes_come():
     boxes = np.array([(40, 200, 60, 280), (0, 10, 20, 80), (90, 190, 120, 270), (30, 0, 60, 90)])
     order, rows = reading_order(boxes)
-    assert order.tolist() == [1, 3, 0, 2] and rows.tolist() == [0, 0, 1, 1]
+    assert order == [1, 3, 0, 2] and rows.tolist() == [0, 0, 1, 1]
     for lower, expected in ((45, [0, 0]), (55, [0, 1])):
         _, rows = reading_order(np.array([(50, 0, 100, 100), (0, lower, 50, 100 + lower)]))
         assert rows.tolist() == expected
@@ -308,25 +304,33 @@ def test_two_or_more_lines_from_the_border_are_a_ruled_pages():
     assert found[100:102].all() and found[200:202].all() and not found[140:160].any()
 
 
+def joined_boxes(*boxes):
+    """Return the boxes of the digits that filled boxes as strokes make, where digits have a size of 100."""
+    strokes = np.zeros((250, 250), int)
+    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
+        strokes[top:bottom, left:right] = number
+    return join_strokes(strokes, np.array(boxes), 100.0)[1]
+
+
 def test_strokes_are_joined_by_their_boxes():
     """Left, top, right, bottom. Each is the case next to the one that it differs from by its outcome."""
     body = (10, 30, 60, 130)
     for other, joined in [
         ((20, 10, 70, 18), True),  # a bar close above
         ((20, 0, 70, 5), False),  # too far above: 25 of a size of 100
-        ((50, 10, 100, 18), False),  # hardly above it
+        ((50, 0, 120, 18), False),  # hardly above it
         ((10, 135, 60, 235), False),  # as high as a digit itself: the next row
         ((62, 30, 110, 130), False),  # beside it
     ]:
-        digits = join_strokes(np.array([body, other]), np.array([0, 1]), 100.0)
-        assert sum(len(digit) == 2 for digit in digits) == joined, other
-    assert join_strokes(np.array([(0, 0, 100, 20), (0, 50, 10, 80)]), np.array([0, 1]), 100.0) == [], "a dash, a dot"
+        assert len(joined_boxes(body, other)) == 2 - joined, other
+    assert joined_boxes(body, (20, 10, 70, 18)).tolist() == [[10, 10, 70, 130]]
+    assert len(joined_boxes((0, 0, 100, 20), (0, 50, 10, 80))) == 0, "a dash and a dot"
 
 
 def test_a_digit_becomes_20_pixels_long_with_strokes_of_mnists_width():
     ink = np.zeros((300, 300), np.float32)
     ink[50:250, 140:144] = 0.6
-    image = cut_out(ink, ink > 0, (100, 40, 200, 260))
+    image = cut_out(ink, (100, 40, 200, 260))
     rows, columns = np.nonzero(image > 0.5)
     assert image.max() == 1 and np.ptp(rows) + 1 == 20 and 2 <= np.ptp(columns) + 1 <= 3
 

@@ -246,7 +246,7 @@ def test_data_that_unpacks_to_2_gb_is_refused_without_unpacking_it(tmp_path, arr
     size = content.index(b"PK\x01\x02") + 24  # where the archive's directory says how large the first array is
     npz.write_bytes(content[:size] + (2**31).to_bytes(4, "little") + content[size + 4 :])
     tracemalloc.start()
-    for path, words in ((tmp_path, IDX_FILES[2]), (npz, "larger than 280,000 images")):
+    for path, words in ((tmp_path, IDX_FILES[2]), (npz, "an array takes over 219 MB; images must be uint8")):
         with pytest.raises(InputError, match=words):
             load_data.load_data(path)
     peak = tracemalloc.get_traced_memory()[1]

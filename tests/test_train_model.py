@@ -84,14 +84,15 @@ def test_what_train_model_hands_to_fit(npz, tmp_path, small_network, monkeypatch
         return real_fit(network, x, **options)
 
     monkeypatch.setattr(keras.Model, "fit", fit)
-    monkeypatch.setattr(module, "batches", lambda *args: made.append(args) or real_batches(*args))
+    monkeypatch.setattr(module, "batches", lambda *args, **off: made.append(args) or real_batches(*args, **off))
     watch = Watch()
     train_model(npz, epochs=3, batch_size=4, seed=9, model=tmp_path / "a.h5", augment=False, callbacks=watch)
-    X_train, y_train, X_test, y_test = load_data(npz)
-    ((X, y, *rest),) = made
-    assert same((X, y), (X_train, y_train)) and rest == [4, 9, False]
     (options,) = fitted
-    assert options["epochs"] == 3 and same(options["validation_data"], (X_test, y_test)) and options["verbose"] == 2
+    X_train, y_train, X_test, y_test = load_data(npz)
+    (X, y, *rest), (X_val, y_val, *_) = made
+    assert same((X, y), (X_train, y_train)) and rest == [4, 9, False]
+    assert same((X_val, y_val), (X_test, y_test)) and options["validation_data"].cardinality() == 5
+    assert options["epochs"] == 3 and options["verbose"] == 2
     rate = one_cycle(3, 8)  # 30 images in batches of 4: 8 steps an epoch
     # Keras tells the rate of the step to come.
     assert watch.rates == pytest.approx([float(rate(step)) for step in range(1, 25)], rel=1e-5, abs=1e-9)
