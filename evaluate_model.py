@@ -197,6 +197,7 @@ def draw_box(ax, box, color):
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. More: slow; fewer: small digits are lost
 BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
+WIDEST = 3  # no digit is wider than so many times its height. Higher: dashes are read; lower: broad, flat digits aren't
 EIGHT_NEIGHBOURS = np.ones((3, 3))  # tells SciPy that pixels that meet at a corner are connected, too
 
 
@@ -338,13 +339,12 @@ def leave_out_frames(strokes, boxes):
     picture_height, picture_width = strokes.shape
     frame = find_frames(strokes, boxes)
     cut = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    whole = ~frame & ~cut
+    whole = ~frame & ~cut & (widths < WIDEST * heights)
     if not whole.any():  # the digits themselves lie at the border
         cut[:] = False
         whole = ~frame
-    # A mean in which each length counts by itself: dots and dashes hardly count.
     lengths = np.maximum(widths, heights)[whole]
-    size = np.average(lengths, weights=lengths) if whole.any() else 0
+    size = np.average(lengths, weights=lengths) if whole.any() else 0  # weighted, so that dots hardly count
     # A digit that is cut is read, too. Its middle lies inside the picture: less far, and the edges of a desk are read.
     # It isn't much higher than others: higher, and a line from border to border is read.
     x, y = (left + right) / 2, (top + bottom) / 2
@@ -383,10 +383,10 @@ def join_strokes(strokes, boxes, size):
         height = np.maximum(bottom, bottom[i]) - np.minimum(top, top[i])  # of both together
         # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With
         # more overlap, a narrower gap or less height, the bar of a 5 stays alone.
-        together[i] = (overlap > 0.3 * np.minimum(widths, widths[i])) & (gap < 0.2 * size) & (height < 1.5 * size)
+        together[i] = (overlap > 0.3 * np.minimum(widths, widths[i])) & (gap < 0.2 * size) & (height < 1.7 * size)
     count, group = connected_components(together, directed=False)  # the group of each stroke, from 0 to count - 1
     # Each digit has at least one high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
-    high = heights > 0.36 * size
+    high = (heights > 0.36 * size) & (widths < WIDEST * heights)
     groups = [number for number in range(count) if high[group == number].any()]
     digits = np.zeros_like(strokes)
     for digit, number in enumerate(groups, start=1):

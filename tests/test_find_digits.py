@@ -64,10 +64,16 @@ def load(find):
     return find_one
 
 
+def likeness(found, expected):
+    """Return the correlation of two images (28, 28, 1), blurred a little, after the best shift by at most a pixel."""
+    found, expected = (ndimage.gaussian_filter(image[..., 0], 1.0) for image in (found, expected))
+    shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return max(np.corrcoef(np.roll(found, shift, (0, 1)).ravel(), expected.ravel())[0, 1] for shift in shifts)
+
+
 def close(a, b):
     """Whether two prepared images show the same, but for a pixel's shift, rounding and compression."""
-    blurred = [ndimage.gaussian_filter(image[..., 0], 1.0).ravel() for image in (a, b)]
-    return np.corrcoef(*blurred)[0, 1] > 0.85
+    return likeness(a, b) > 0.85
 
 
 def assert_mnist_form(image):
@@ -85,26 +91,20 @@ def assert_mnist_form(image):
 TEN = np.asarray(Image.open(ROOT / "tests" / "ten_digits.png"))  # MNIST's test images 3, 2, 1, 18, 4, 8, 11, 0, 61, 7
 
 
-def likeness(found, digit):
-    """Return the correlation of two images after the best shift by at most a pixel."""
-    shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    return max(np.corrcoef(np.roll(found, shift, (0, 1)).ravel(), digit.ravel())[0, 1] for shift in shifts)
-
-
 @pytest.mark.parametrize("invert", [False, True])
-@pytest.mark.parametrize("scale, least", [(1, 0.97), (6, 0.90)])  # measured: at least 0.98, and 0.93
+@pytest.mark.parametrize("scale, least", [(1, 0.99), (6, 0.95)])  # measured: at least 0.995, and 0.973
 @pytest.mark.parametrize("digit", range(10))
 def test_mnists_own_digits_come_back(digit, scale, least, invert):
     """Pixel by pixel, but for the thickening and cleaning that photographs need."""
-    image = TEN[:, 28 * digit : 28 * digit + 28]
+    image = TEN[:, 28 * digit : 28 * digit + 28, np.newaxis]
     canvas = Image.new("L", (70 * scale, 60 * scale))
     canvas.paste(
-        Image.fromarray(image).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC), (31 * scale, 9 * scale)
+        Image.fromarray(image[..., 0]).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC), (31 * scale, 9 * scale)
     )
     pixels = np.asarray(canvas)
     (found,), _, _ = find_digits(255 - pixels if invert else pixels)
-    assert likeness(found[..., 0], image / 255) >= least
-    assert np.abs(found[..., 0] - image / 255).mean() < 0.1
+    assert likeness(found, image / 255) >= least
+    assert np.abs(found - image / 255).mean() < 0.1
 
 
 # One digit
@@ -317,13 +317,13 @@ def test_strokes_are_joined_by_their_boxes():
     body = (10, 30, 60, 130)
     for other, joined in [
         ((20, 10, 70, 18), True),  # a bar close above
-        ((20, 0, 70, 5), False),  # too far above: 25 of a size of 100
+        ((20, 0, 70, 5), False),  # too far above: 25, where digits are 100 high
         ((50, 0, 120, 18), False),  # hardly above it
         ((10, 135, 60, 235), False),  # as high as a digit itself: the next row
         ((62, 30, 110, 130), False),  # beside it
     ]:
-        assert len(joined_boxes(body, other)) == 2 - joined, other
-    assert joined_boxes(body, (20, 10, 70, 18)).tolist() == [[10, 10, 70, 130]]
+        left, top, right, bottom = np.minimum(body, other)[:2].tolist() + np.maximum(body, other)[2:].tolist()
+        assert ([left, top, right, bottom] in joined_boxes(body, other).tolist()) == joined, other
     assert len(joined_boxes((0, 0, 100, 20), (0, 50, 10, 80))) == 0, "a dash and a dot"
 
 

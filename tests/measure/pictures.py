@@ -152,14 +152,13 @@ def draw_steps(picture):
     pixels, _ = module.load_picture(picture)
     ink = module.remove_paper(pixels)
     strokes, boxes = module.find_strokes(ink)
-    digits = module.join_strokes(boxes, *module.leave_out_frames(strokes, boxes))
+    digits, _ = module.join_strokes(*module.leave_out_frames(strokes, boxes))
     images, found, _ = module.find_digits(pixels, picture)
-    joined = sum((number + 1) * np.isin(strokes, digit + 1) for number, digit in enumerate(digits))
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     axes = axes.flat
     axes[0].imshow(pixels)
     axes[1].imshow(ink, cmap="gray")
-    for ax, numbers in ((axes[2], strokes), (axes[3], joined)):
+    for ax, numbers in ((axes[2], strokes), (axes[3], digits)):
         ax.imshow(np.where(numbers, numbers % 9 + 3, 0), cmap="nipy_spectral", vmax=12, interpolation="nearest")
     axes[4].imshow(pixels)
     for number, box in enumerate(found, start=1):
@@ -171,7 +170,7 @@ def draw_steps(picture):
         row, column = divmod(number, columns)
         grid[28 * row : 28 * row + 28, 28 * column : 28 * column + 28] = image
     axes[5].imshow(grid, cmap="gray")
-    titles = ("1. the picture", "2. its paper removed", "3. strokes", "4. and 5. digits", "6. sorted", "7. like MNIST")
+    titles = ("1. the picture", "2. its paper removed", "3. strokes", "4. and 5. strokes joined", "6. sorted", "7. like MNIST")
     for ax, title in zip(axes, titles):
         ax.set(title=title, xticks=[], yticks=[])
     return figure
