@@ -64,7 +64,7 @@ def evaluate_model(data="mnist", model=None):
         print("No mistakes to draw: every test image was read right")
     else:
         confidence = probabilities.max(axis=1)
-        surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
+        surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]  # the most confident first
         titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
         note = f"the {len(surest)} surest of {len(wrong)} mistakes"
         save_and_show(draw_mistakes(X_test[surest], titles, note), path, "mistakes", f" ({note})")
@@ -248,7 +248,7 @@ def load_picture(path):
             if image.width * image.height > 20_000_000:  # these take a second and 0.5 GB
                 raise ValueError("too many megapixels")
             ImageOps.exif_transpose(image, in_place=True)  # telephones note how a picture is to be turned
-            if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
+            if image.mode[0] in "IF":  # integers of more than 8 bits, or floats: Pillow would clip them
                 deep = np.nan_to_num(np.asarray(image, np.float32))
                 image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
             image = image.convert("RGBA")
@@ -275,8 +275,9 @@ def remove_paper(pixels):
     if (difference**3).mean() < 0:
         grey = -grey  # now the ink is the brighter part
     grey = ndimage.gaussian_filter(grey, side / 600)  # against noise. More: thin strokes fade; less: specks stay
-    # An opening is the picture without anything bright that is narrower than `width`: that is, the paper. Wider: the
-    # edges of shadows stay; narrower: broad strokes are hollowed out.
+    # An opening: each pixel becomes the darkest in a window around it, then the brightest of these in a window. What is
+    # bright and narrower than the window, the ink, is gone, and the paper is left. Wider: the edges of shadows stay;
+    # narrower: broad strokes are hollowed out.
     width = max(15, int(0.2 * side))
     padded = np.pad(grey, width, "edge")  # so that a desk or a shadow at the border is wide enough to be removed
     paper = ndimage.grey_opening(padded, width)[width:-width, width:-width]
@@ -290,7 +291,9 @@ def find_strokes(ink):
     """
     usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink, without its blurred edges
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
-    strong &= ~(ruled_lines(strong) | ruled_lines(strong.T).T)  # .T: the picture on its side, for vertical lines
+    horizontal = ruled_lines(strong)
+    vertical = ruled_lines(strong.T).T  # found in the picture on its side
+    strong &= ~horizontal & ~vertical
     strokes, count = ndimage.label(strong, EIGHT_NEIGHBOURS)  # connected pixels get the same number
     strength = ndimage.mean(ink, strokes, range(1, count + 1))
     left, top, right, bottom = find_boxes(strokes).T
@@ -305,11 +308,12 @@ def find_strokes(ink):
 def ruled_lines(strong):
     """Find a ruled page's lines: two or more that are long, nearly horizontal and lead to the left or right border.
 
-    Takes and returns a bool mask (height, width).
+    Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
     grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: the short runs of a slanted line now overlap
-    # An opening with a window of one row keeps only runs of at least its length. Shorter: the bars of digits are taken
-    # for lines, and in small pictures whole digits; longer: lines that digits interrupt are missed.
+    # An opening, as in remove_paper(), with a window of one row keeps only runs of at least its length. Shorter: the
+    # bars of digits are taken for lines, and in small pictures whole digits; longer: lines that digits interrupt are
+    # missed.
     runs = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
     lines, _ = ndimage.label(runs, EIGHT_NEIGHBOURS)
     left, _, right, _ = find_boxes(lines).T
@@ -328,7 +332,7 @@ def find_boxes(strokes):
 def keep(strokes, kept):
     """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
     numbers = 1 + np.flatnonzero(kept)
-    strokes, _ = ndimage.label(np.isin(strokes, numbers), EIGHT_NEIGHBOURS)
+    strokes, _ = ndimage.label(np.isin(strokes, numbers), EIGHT_NEIGHBOURS)  # no two touch, so they stay apart
     return strokes, find_boxes(strokes)
 
 
@@ -338,19 +342,19 @@ def leave_out_frames(strokes, boxes):
     widths, heights = right - left, bottom - top
     picture_height, picture_width = strokes.shape
     frame = find_frames(strokes, boxes)
-    cut = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    whole = ~frame & ~cut & (widths < WIDEST * heights)
-    if not whole.any():  # the digits themselves lie at the border
-        cut[:] = False
+    at_border = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
+    whole = ~frame & ~at_border & (widths < WIDEST * heights)
+    if not whole.any():  # all digits lie at the border: it is no reason to leave one out
+        at_border[:] = False
         whole = ~frame
     lengths = np.maximum(widths, heights)[whole]
     size = np.average(lengths, weights=lengths) if whole.any() else 0  # weighted, so that dots hardly count
-    # A digit that is cut is read, too. Its middle lies inside the picture: less far, and the edges of a desk are read.
-    # It isn't much higher than others: higher, and a line from border to border is read.
+    # A digit at the border is read, too, if its middle lies inside the picture (less far, and the edges of a desk are
+    # read) and it isn't much higher than others (higher, and a line from border to border is read).
     x, y = (left + right) / 2, (top + bottom) / 2
-    depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)
-    cut &= ~((depth > 0.3 * size) & (heights < 1.9 * size))
-    return *keep(strokes, ~frame & ~cut), size
+    reaches_in = np.min([x, y, picture_width - x, picture_height - y], axis=0) > 0.3 * size
+    not_too_high = heights < 1.9 * size
+    return *keep(strokes, ~frame & (~at_border | (reaches_in & not_too_high))), size
 
 
 def find_frames(strokes, boxes):
@@ -359,13 +363,16 @@ def find_frames(strokes, boxes):
     x, y, widths, heights = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
     frame = np.zeros(len(boxes), bool)
     for i in range(len(boxes)):
-        # Hollow: none of its ink is in its middle third. And the strokes inside are a fifth of its height or more,
-        # together: less, and a speck makes a 0 a frame; more, and the frame of a small digit is read.
+        # The strokes whose middle is inside have a fifth of its height or more, together. Less: a speck makes a 0 a
+        # frame; more: the frame of a small digit is read.
         inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])
         inside[i] = False
+        holds_strokes = heights[inside].sum() > heights[i] / 5
+        # Hollow: none of its ink is in its middle third.
         third_x, third_y = widths[i] // 3, heights[i] // 3
         middle = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
-        frame[i] = heights[inside].sum() > heights[i] / 5 and i + 1 not in middle
+        is_hollow = i + 1 not in middle  # strokes are numbered from 1
+        frame[i] = holds_strokes and is_hollow
     return frame
 
 
@@ -384,7 +391,8 @@ def join_strokes(strokes, boxes, size):
         # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With
         # more overlap, a narrower gap or less height, the bar of a 5 stays alone.
         together[i] = (overlap > 0.3 * np.minimum(widths, widths[i])) & (gap < 0.2 * size) & (height < 1.7 * size)
-    count, group = connected_components(together, directed=False)  # the group of each stroke, from 0 to count - 1
+    # If a belongs to b and b to c, all three are one group. Each stroke's group has a number from 0 to count - 1.
+    count, group = connected_components(together, directed=False)
     # Each digit has at least one high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
     high = (heights > 0.36 * size) & (widths < WIDEST * heights)
     groups = [number for number in range(count) if high[group == number].any()]
@@ -399,12 +407,15 @@ def reading_order(boxes):
     """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
     left, top, _, bottom = boxes.T
     middles = (top + bottom) / 2
-    downwards = middles.argsort()
-    # A box whose middle lies half a digit below the last one's begins a row. Less: a slanted row falls apart; more: two
-    # rows are read as one.
-    begins_row = np.diff(middles[downwards], prepend=middles.min()) > np.median(bottom - top) / 2
+    half = np.median(bottom - top) / 2  # of a digit's height
     rows = np.zeros(len(boxes), int)
-    rows[downwards] = begins_row.cumsum()  # how many rows have begun after the first
+    row, last = 0, middles.min()
+    for i in middles.argsort():  # downwards
+        # A box that lies half a digit below the last one begins a row. Less: a slanted row falls apart; more: two rows
+        # are read as one.
+        if middles[i] - last > half:
+            row += 1
+        rows[i], last = row, middles[i]
     order = sorted(range(len(boxes)), key=lambda i: (rows[i], left[i]))
     return order, rows[order]
 
@@ -415,8 +426,8 @@ def cut_out(ink, box):
     digit = ink[top:bottom, left:right]
     digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)  # the strongest fifth becomes 1, as in MNIST
     digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
-    # The pixel that is farthest from the paper lies in the middle of the widest stroke.
-    width = 2 * ndimage.distance_transform_edt(digit > 0.5).max()
+    distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
+    width = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # MNIST's strokes take about 10 of 100 pixels. More: loops fill; less: thin strokes vanish when scaled down.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + max(0, round(10 - width))))
 
@@ -424,12 +435,12 @@ def cut_out(ink, box):
 def other_ink(pixels, boxes):
     """Return the boxes of the strokes that lie in none of the digits' `boxes`, and so weren't read."""
     _, others = find_strokes(remove_paper(pixels))
-    left, top, right, bottom = boxes.T
-    return [
-        other
-        for other in others
-        if not ((left <= other[0]) & (top <= other[1]) & (other[2] <= right) & (other[3] <= bottom)).any()
-    ]
+    unread = []
+    for box in others:
+        inside = (boxes[:, :2] <= box[:2]).all(axis=1) & (box[2:] <= boxes[:, 2:]).all(axis=1)  # of each digit's box
+        if not inside.any():
+            unread.append(box)
+    return unread
 
 
 # Drawing in a window

@@ -119,7 +119,7 @@ def read_idx(folder, name):
 
     The header is big-endian: a magic number that holds the number of dimensions, then their sizes.
     """
-    item_shape = (28, 28) if name.endswith("images") else ()
+    item_shape = (28, 28) if name.endswith("images") else ()  # a label is one byte: math.prod(()) is 1
     ndim = 1 + len(item_shape)
     dashed, dotted = f"{name}-idx{ndim}-ubyte", f"{name}.idx{ndim}-ubyte"  # the second is Kaggle's
     files = [os.path.join(folder, file) for file in (dashed, f"{dashed}.gz", dotted, f"{dotted}.gz")]
@@ -161,14 +161,14 @@ def fit_to_mnist(ink):
     """
     small = crop_and_scale(ink, 20)
     digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # in the upper left corner
-    by_pixels = [round(14 - place) for place in ndimage.center_of_mass(digit)]
+    by_pixels = [round(14 - place) for place in ndimage.center_of_mass(digit)]  # so that it comes to 14, 14
     return ndimage.shift(digit, by_pixels, order=0)  # order 0: whole pixels need no interpolation
 
 
 def crop_and_scale(ink, length):
     """Return ink, from 0 to 1, cropped and scaled so that its longer side is `length`."""
     visible = Image.fromarray(ink > 0.2)  # higher: faint ends are cut off; lower: a grey rim counts as ink
-    image = Image.fromarray(ink.astype(np.float32)).crop(visible.getbbox())
+    image = Image.fromarray(ink.astype(np.float32)).crop(visible.getbbox())  # the smallest box around what is visible
     size = [max(1, round(length * side / max(image.size))) for side in image.size]
     scaled = np.asarray(image.resize(size)).clip(0, 1)  # smooth scaling overshoots
     return scaled / scaled.max()
@@ -231,7 +231,8 @@ def run(main):
 def quiet_start():
     """Hide what TensorFlow writes to stderr when it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL.
 
-    No level hides all of it, so the operating system's stderr, which has the number 2, leads nowhere meanwhile.
+    No level hides all of it, so the operating system's stderr, which has the number 2, leads nowhere meanwhile: it is
+    copied (dup), pointed elsewhere (dup2), and pointed back to the copy.
     """
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: from now on, TensorFlow writes errors only
     if level != "2" or sys.stderr is None:

@@ -100,7 +100,10 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
 
 
 def one_cycle(epochs, steps):
-    """Return a learning rate that climbs, then falls along a cosine to 0 after `epochs` of `steps` steps."""
+    """Return a learning rate that climbs, then falls along a cosine to 0 after `epochs` of `steps` steps.
+
+    Keras counts `decay_steps` from the end of the warm-up.
+    """
     peak = PEAK_RATE * (EPOCHS / epochs) ** PEAK_DECAY
     total = epochs * steps
     warm_up = int(WARM_UP * total)
@@ -125,7 +128,7 @@ def batches(X, y, batch_size, seed, augment=True):
     dataset = tf.data.Dataset.from_tensor_slices((X, y)).shuffle(len(X), seed).batch(batch_size)
     if augment:
         # To each batch belong two random integers, new ones in each epoch, as the seed of its distortions.
-        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
+        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)  # in pairs
         dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)
     options = tf.data.Options()
     options.autotune.enabled = False  # it tunes these steps as they run, but stalls the end of every epoch for seconds

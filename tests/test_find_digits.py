@@ -8,7 +8,7 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from evaluate_model import cut_out, find_digits, find_strokes, join_strokes, load_picture
+from evaluate_model import cut_out, find_boxes, find_digits, find_strokes, join_strokes, leave_out_frames, load_picture
 from evaluate_model import reading_order, remove_paper, ruled_lines
 from load_data import InputError
 
@@ -98,9 +98,8 @@ def test_mnists_own_digits_come_back(digit, scale, least, invert):
     """Pixel by pixel, but for the thickening and cleaning that photographs need."""
     image = TEN[:, 28 * digit : 28 * digit + 28, np.newaxis]
     canvas = Image.new("L", (70 * scale, 60 * scale))
-    canvas.paste(
-        Image.fromarray(image[..., 0]).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC), (31 * scale, 9 * scale)
-    )
+    enlarged = Image.fromarray(image[..., 0]).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC)
+    canvas.paste(enlarged, (31 * scale, 9 * scale))
     pixels = np.asarray(canvas)
     (found,), _, _ = find_digits(255 - pixels if invert else pixels)
     assert likeness(found, image / 255) >= least
@@ -296,6 +295,15 @@ def test_two_or_more_lines_from_the_border_are_a_ruled_pages():
     assert found[100:102].all() and found[200:202].all() and not found[140:160].any()
 
 
+def test_dots_hardly_count_for_the_usual_size_of_a_digit():
+    strokes = np.zeros((300, 300), int)
+    strokes[50:150, 50:100] = 1
+    for number in range(2, 8):
+        strokes[200:210, 30 * number : 30 * number + 10] = number
+    kept, boxes, size = leave_out_frames(strokes, find_boxes(strokes))
+    assert np.array_equal(kept, strokes) and len(boxes) == 7 and 60 < size <= 100
+
+
 def joined_boxes(*boxes):
     """Return the boxes of the digits that filled boxes as strokes make, where digits have a size of 100."""
     strokes = np.zeros((250, 250), int)
@@ -384,6 +392,12 @@ def test_what_hugs_the_border_is_no_digit(find):
 )
 def test_strokes_of_one_digit_are_joined_and_digits_are_not(shapes, boxes, find):
     assert find(page(*shapes))[1] == pytest.approx(np.array(boxes), abs=5)
+
+
+def test_an_image_holds_no_ink_of_the_next_digit_though_it_reaches_into_its_box(find):
+    (first, _), _, _ = find(page(("/", 600, 400), ("/", 640, 400), pen=12))
+    (alone,), _, _ = find(page(("/", 600, 400), pen=12))
+    assert np.array_equal(first, alone)
 
 
 def test_a_digit_that_the_border_cuts_alone_is_read(find):
