@@ -147,8 +147,8 @@ def load_model(data="mnist", model=None):
         raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
     if not all(np.isfinite(weights).all() for weights in network.get_weights()):
         raise InputError(f"{path}: not all of its weights are finite numbers; train it again")
-    probabilities = network(np.zeros((1, *IMAGE_SHAPE), np.float32), training=False).numpy()  # of an empty image
-    if probabilities.min() < 0 or abs(probabilities.sum() - 1) > 1e-3:
+    probabilities = network(np.ones((1, *IMAGE_SHAPE), np.float32), training=False).numpy()  # of an image full of ink
+    if not (probabilities.min() >= 0 and abs(probabilities.sum() - 1) <= 1e-3):  # so put, NaN is refused, too
         raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
     return network, path
 

@@ -320,7 +320,7 @@ def ruled_lines(strong):
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
     if at_border.sum() < 2:  # a single one may be a digit's bar
         return np.zeros_like(strong)
-    return keep(lines, at_border)[0] > 0
+    return mask_of(lines, at_border)
 
 
 def find_boxes(strokes):
@@ -331,9 +331,13 @@ def find_boxes(strokes):
 
 def keep(strokes, kept):
     """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
-    numbers = 1 + np.flatnonzero(kept)
-    strokes, _ = ndimage.label(np.isin(strokes, numbers), EIGHT_NEIGHBOURS)  # no two touch, so they stay apart
+    strokes, _ = ndimage.label(mask_of(strokes, kept), EIGHT_NEIGHBOURS)  # no two touch, so they stay apart
     return strokes, find_boxes(strokes)
+
+
+def mask_of(strokes, chosen):
+    """Return where the strokes lie for which `chosen`, bool (n,), is true: a bool mask (height, width)."""
+    return np.isin(strokes, 1 + np.flatnonzero(chosen))
 
 
 def leave_out_frames(strokes, boxes):
@@ -398,8 +402,7 @@ def join_strokes(strokes, boxes, size):
     groups = [number for number in range(count) if high[group == number].any()]
     digits = np.zeros_like(strokes)
     for digit, number in enumerate(groups, start=1):
-        members = 1 + np.flatnonzero(group == number)
-        digits[np.isin(strokes, members)] = digit
+        digits[mask_of(strokes, group == number)] = digit
     return digits, find_boxes(digits)
 
 

@@ -39,8 +39,9 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     """Train the CNN on `data`, save it to the file `model` and draw its curves beside it.
 
     The test set is used for the curves only; nothing is chosen by it. Where `BFLOAT16` is
-    true, the network computes in bfloat16 while it is trained; its weights, and what is saved, are float32. The
-    same seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
+    true, the network computes in bfloat16 while it is trained; its weights, and what is saved,
+    are float32. The same seed gives the same weights, bit for bit, on the same CPU, number of
+    cores and versions.
 
     It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares: to
     train several networks side by side, use processes, such as joblib's, not threads (nor

@@ -129,12 +129,20 @@ def test_no_model_is_said_before_the_data_is_loaded(tmp_path, monkeypatch):
         evaluate_model(model="none.h5")
 
 
-@pytest.mark.parametrize("activation, bias", [("linear", [-1, 2]), ("sigmoid", [0, 0])])
-def test_outputs_that_are_no_probabilities_are_not_scored(activation, bias, tmp_path, npz, end_of):
-    """Negative, though they add up to 1; and a sum of 5."""
+@pytest.mark.parametrize(
+    "activation, weight, biases",
+    [
+        ("linear", 0, [-0.1, 1.1] + [0] * 8),
+        ("sigmoid", 0, [0] * 10),
+        ("linear", 0, [0.2] * 10),
+        ("softmax", 3e38, [0] * 10),
+    ],
+    ids=["negative, but their sum is 1", "a sum of 5", "a sum of 2", "NaN, as the weights are too large"],
+)
+def test_outputs_that_are_no_probabilities_are_not_scored(activation, weight, biases, tmp_path, npz, end_of):
     network = build_small_network()
     network.layers[-1].activation = keras.activations.get(activation)
-    network.set_weights([np.zeros((784, 10)), np.array(bias + [0] * 8, float)])
+    network.set_weights([np.full((784, 10), weight), np.array(biases, float)])
     network.save(tmp_path / "m.h5")
     for args in (("--data", npz), (MY_DIGIT,)):
         end = end_of(module, "--model", tmp_path / "m.h5", *args)

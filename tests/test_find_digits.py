@@ -73,7 +73,7 @@ def likeness(found, expected):
 
 def close(a, b):
     """Whether two prepared images show the same, but for a pixel's shift, rounding and compression."""
-    return likeness(a, b) > 0.85
+    return likeness(a, b) > 0.95
 
 
 def assert_mnist_form(image):
@@ -153,16 +153,19 @@ def photo():
 
 LOOKS = {
     "white": drawing(255, 0),
+    "low contrast": drawing(40, 120),
     "red": drawing((200, 30, 30), (255, 255, 240), mode="RGB"),
     "yellow": drawing((250, 240, 60), (20, 30, 120), mode="RGB"),
     "cropped": drawing(at=(14, 14), size=(150, 230)),
+    "wide": drawing(size=(1500, 900), at=(30, 40)),
     "large": drawing(size=(3000, 4000), at=(600, 900), height=2000, pen=200),
+    "1-bit": drawing().convert("1"),
     "palette": drawing().convert("P"),
+    "alpha": drawing().convert("LA"),
     "16-bit": Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 257),
     **{f"transparent {shade}": transparent(shade) for shade in (0, 255)},
     "transparent noise": hidden(),
     "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
-    "broad brush": drawing(pen=58),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
 }
 
@@ -170,6 +173,11 @@ LOOKS = {
 @pytest.mark.parametrize("image", LOOKS.values(), ids=LOOKS)
 def test_the_look_of_a_picture_makes_no_difference(image, load):
     assert close(load(image), load(drawing()))
+
+
+def test_nor_does_a_broad_brush(load):
+    """Its strokes stay broader than those of MNIST: measured, 0.885."""
+    assert likeness(load(drawing(pen=58)), load(drawing())) > 0.87
 
 
 def test_nor_do_the_kind_of_file_and_its_compression(load):
@@ -189,6 +197,10 @@ def test_a_broad_0_keeps_its_hole(load):
     image = Image.new("L", (240, 240), 255)
     ImageDraw.Draw(image).ellipse((40, 30, 200, 210), outline=0, width=30)
     assert load(image)[12:16, 12:16].max() < 0.1
+
+
+def test_tiny_picture(load):
+    assert_mnist_form(load(drawing(size=(8, 8), at=(1, 1), height=5, pen=1)))
 
 
 # Several digits
@@ -368,6 +380,12 @@ def test_a_page_of_small_digits_in_a_frame_is_read(find):
     ImageDraw.Draw(image).rectangle((30, 30, 1170, 870), outline=0, width=8)
     _, boxes, rows = find(image)
     assert len(boxes) == 24 and rows.max() == 3
+
+
+def test_a_0_with_a_speck_in_it_is_no_frame(find):
+    image = page(("0", 100, 100), ("7", 300, 100), size=(600, 300), pen=8)
+    ImageDraw.Draw(image).rectangle((125, 145, 134, 154), fill=0)
+    assert len(find(image)[0]) == 2
 
 
 def test_what_hugs_the_border_is_no_digit(find):

@@ -152,7 +152,7 @@ def test_more_images_than_the_limit(npz, tmp_path, arrays, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 30 * 784 + 16)  # an IDX header has 16 bytes
     assert len(load_data(npz)[0]) == len(load_data(tmp_path)[0]) == 30
     monkeypatch.setattr(module, "MAX_BYTES", 20 * 784)
-    with pytest.raises(InputError, match="small.npz: .*an array takes over"):
+    with pytest.raises(InputError, match="small.npz: .*an array takes over 0 MB; images must be uint8, at most 280,000"):
         load_data(npz)
     with pytest.raises(InputError, match="train-images-idx3-ubyte: "):
         load_data(tmp_path)
@@ -170,14 +170,15 @@ ZIPPED = gzip.compress(idx(np.zeros(30, np.uint8)))
         ("x_train", struct.pack(">4I", 0xD03, 30, 28, 28) + bytes(30 * 784), "images"),
         ("y_train", b"\0\0\x08\x01\0", "labels"),
         ("y_train", ZIPPED, "labels"),  # without .gz in its name
-        ("y_train", b"version https://git-lfs", "labels .*, but text: 'version https://git-lfs'$"),
+        ("y_train", b"version https://git-lfs", "labels"),
     ],
     ids=["shape", "too few", "rest", "floats", "half a header", "gzipped", "Git LFS pointer"],
 )
 def test_wrong_idx_file(tmp_path, arrays, name, content, words):
     write_idx(tmp_path, arrays, **{name: content})
     file = IDX_FILES[NAMES.index(name)]
-    with pytest.raises(InputError, match=f"{file}: isn't IDX {words}"):
+    text = ", but text: 'version https://git-lfs'" if content.startswith(b"version") else ""
+    with pytest.raises(InputError, match=rf"{file}: isn't IDX {words} \(at most 219 MB\) with a header that fits its length{text}$"):
         load_data(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """The scripts as a user starts them: output, exit status, a quiet start, and the original README's own calls."""
 
+import io
 import os
 import subprocess
 import sys
@@ -89,6 +90,21 @@ def test_scripts_work_with_lang_c_and_in_a_strange_folder(npz, tmp_path):
 
 
 # The command line
+
+
+@pytest.mark.parametrize(
+    "name, defaults",
+    [
+        ("load_data", ["(default: mnist)"]),
+        ("build_model", []),
+        ("train_model", ["mnist)", "(default: 10)", "(default: 128)", "(default: 0)", "_classification_model.h5"]),
+        ("evaluate_model", ["(default: mnist)", "_classification_model.h5"]),
+    ],
+)
+def test_help_states_the_defaults(name, defaults, end_of):
+    end = end_of(__import__(name), "--help")
+    assert (end.code, end.err) == (0, "")
+    assert all(default in " ".join(end.out.split()) for default in defaults)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +202,14 @@ run(main)
 def test_control_codes_are_taken_out_of_what_is_printed():
     assert load_data.one_line("a\nb\x1b[31m\tc") == "a b [31m c"
     assert len(load_data.one_line("x" * 5000)) <= 500
+
+
+def test_a_notebooks_output_will_do(monkeypatch):
+    """What `%run load_data.py` prints to is no file."""
+    output = io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    load_data.run(lambda: print(load_data.one_line("done")))
+    assert output.getvalue() == "done\n"
 
 
 @posix
