@@ -6,7 +6,6 @@ python build_model.py
 import argparse
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -142,7 +141,8 @@ def load_model(data="mnist", model=None):
             network = keras.models.load_model(path, compile=False)
             shapes = network.input_shape, network.output_shape
     except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything
-        raise InputError(f"{path}: {explain_failure(path, error)}") from error
+        reason = f"Keras {keras.__version__} can't load it ({str(error)[:150]})"  # which can quote the whole file
+        raise InputError(f"{path}: {reason}; train it again") from error
     if shapes != ((None, *IMAGE_SHAPE), (None, CLASSES)):
         raise InputError(f"{path}: input and output are {shapes}; expected (n, 28, 28, 1) and (n, 10)")
     if not all(np.isfinite(weights).all() for weights in network.get_weights()):
@@ -151,24 +151,6 @@ def load_model(data="mnist", model=None):
     if not (probabilities.min() >= 0 and abs(probabilities.sum() - 1) <= 1e-3):  # so put, NaN is refused, too
         raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
     return network, path
-
-
-def explain_failure(path, error):
-    """Return in words for the user why Keras could not load a model's file."""
-    if isinstance(error, OSError) and error.errno:
-        return f"can't be opened ({error.strerror}): does another program use it?"
-    try:
-        with h5py.File(path) as file:
-            config, version = (str(file.attrs.get(name, "")) for name in ("model_config", "keras_version"))
-    except Exception:
-        return "damaged, or no .h5 file; train it again"
-    if not config:
-        return "holds only weights, without the network that they belong to; train it again"
-    if '"Lambda"' in config:
-        return "holds a Lambda layer, which is somebody's code; it isn't run"
-    reason = re.sub(r"\s+", " ", str(error))[:150]
-    writer = f"Keras {version}" if version else "an unknown program"
-    return f"saved by {writer}, can't be read by Keras {keras.__version__} ({reason}); train it again"
 
 
 def save_and_show(figure, path, name, note=""):

@@ -106,7 +106,7 @@ def read_pictures(pictures, data="mnist", model=None):
     A picture that can't be read gets a line on stderr, and the others are read all the same.
 
     Args:
-        pictures: paths of picture files with one or more digits each; see `find_digits()`.
+        pictures: paths of picture files with one or more digits each.
         data, model: as in `evaluate_model()`; `data` isn't loaded, it only names the default model.
 
     Returns:
@@ -121,10 +121,10 @@ def read_pictures(pictures, data="mnist", model=None):
     answers, shown = [], []
     for picture in pictures:
         try:
-            pixels, _ = load_picture(picture)
-            images, boxes, rows = find_digits(pixels, name=picture)
+            pixels = load_picture(picture)
+            images, boxes, rows = find_digits(pixels)
         except InputError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(f'{picture}: {error}')}", file=sys.stderr)
             continue
         probabilities = network(images, training=False).numpy()  # for a few images faster than predict()
         print(f"{one_line(picture)}: {describe(probabilities, rows)}")
@@ -197,71 +197,57 @@ def draw_box(ax, box, color):
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. More: slow; fewer: small digits are lost
 BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
-WIDEST = 3  # no digit is wider than so many times its height. Higher: dashes are read; lower: broad, flat digits aren't
-EIGHT_NEIGHBOURS = np.ones((3, 3))  # tells SciPy that pixels that meet at a corner are connected, too
 
 
-def find_digits(picture, name="picture"):
+def find_digits(pixels):
     """Find all handwritten digits in a picture, and prepare them as MNIST's authors prepared theirs.
 
     Args:
-        picture: a file that Pillow can read, or uint8 pixels (height, width) or (height, width, 3 or 4).
-        name: what an error calls the picture if it is given as pixels.
+        pixels: uint8 (height, width) or (height, width, 3 or 4), such as `load_picture()` returns.
 
     Returns:
         `images, boxes, rows`, in reading order: float32 (n, 28, 28, 1) from 0 (paper) to 1 (ink); the digits'
-        left, top, right and bottom in pixels of the upright picture, int (n, 4); the rows' numbers, int (n,).
+        left, top, right and bottom in pixels, int (n, 4); the numbers of the rows they stand in, int (n,).
 
     Raises:
-        InputError: no such file, no picture, too large, or no digit in it.
+        InputError: no digit is found.
     """
-    if isinstance(picture, np.ndarray):
-        pixels, reduction = np.asarray(Image.fromarray(picture).convert("RGBA")), 1
-    else:
-        name = picture
-        pixels, reduction = load_picture(picture)
     ink = remove_paper(pixels)
     strokes, boxes = find_strokes(ink)
     strokes, boxes, size = leave_out_frames(strokes, boxes)
     digits, boxes = join_strokes(strokes, boxes, size)
     if not len(boxes):
-        raise InputError(f"{name}: no digit found in it; each must stand out from its paper, and apart from other ink")
+        raise InputError("no digit found in it; each must stand out from its paper, and apart from other ink")
     order, rows = reading_order(boxes)
-    images = [cut_out(ink * (digits == i + 1), boxes[i]) for i in order]
-    return np.stack(images)[..., np.newaxis], np.rint(boxes[order] * reduction).astype(int), rows
+    images = [cut_out(ink * (digits == i + 1), boxes[i]) for i in order]  # digits are numbered from 1
+    return np.stack(images)[..., np.newaxis], boxes[order], rows
 
 
 def load_picture(path):
-    """Load a picture file as uint8 RGBA (height, width, 4), upright; also return the factor by which it was reduced.
+    """Load a picture file as uint8 RGBA (height, width, 4), upright, and reduced if it is large.
 
-    Raises InputError.
+    Raises InputError, without the file's name.
     """
     if not os.path.isfile(path):
-        problem = "is a folder; name the pictures in it" if os.path.isdir(path) else "no such file"
-        raise InputError(f"{path}: {problem}")
+        raise InputError("is a folder; name the pictures in it" if os.path.isdir(path) else "no such file")
     formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # of Pillow's many, some run programs (EPS)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
-            length = max(image.size)
-            if "progressive" not in image.info:  # of which all details are decoded in any case
-                image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves memory
-            if image.width * image.height > 20_000_000:  # these take a second and 0.5 GB
+            if image.width * image.height > 50_000_000:  # more than telephones take; more could fill the memory
                 raise ValueError("too many megapixels")
-            ImageOps.exif_transpose(image, in_place=True)  # telephones note how a picture is to be turned
-            if image.mode[0] in "IF":  # integers of more than 8 bits, or floats: Pillow would clip them
-                deep = np.nan_to_num(np.asarray(image, np.float32))
-                image = Image.fromarray(np.uint8((deep - deep.min()) / (np.ptp(deep) + 1e-9) * 255))
-            image = image.convert("RGBA")
+            if image.mode[0] in "IF":  # integers of 16 bits, or floats: Pillow would cut them off at 255
+                raise ValueError("more than 8 bits for a colour")
+            image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves time
+            image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX takes means: thin strokes fade, but stay
-            return np.asarray(image), length / max(image.size)
+            return np.asarray(image)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        advice = "export it as JPEG, of at most 20 megapixels"
-        raise InputError(f"{path}: not a picture that can be read ({error}); {advice}") from error
+        raise InputError(f"not a picture that can be read ({error}); export it as JPEG, up to 50 megapixels") from error
 
 
 def remove_paper(pixels):
     """Turn a picture into its ink alone: bright strokes on a ground near 0, float32 (height, width)."""
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels).convert("RGBA")
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)
     # A shadow darkens ink and paper by one factor, so in logarithms the ink stands out in it nearly as in the light.
@@ -294,7 +280,8 @@ def find_strokes(ink):
     horizontal = ruled_lines(strong)
     vertical = ruled_lines(strong.T).T  # found in the picture on its side
     strong &= ~horizontal & ~vertical
-    strokes, count = ndimage.label(strong, EIGHT_NEIGHBOURS)  # connected pixels get the same number
+    # Connected pixels get the same number; by the 3x3 ones, those that meet at a corner are connected, too.
+    strokes, count = ndimage.label(strong, np.ones((3, 3)))
     strength = ndimage.mean(ink, strokes, range(1, count + 1))
     left, top, right, bottom = find_boxes(strokes).T
     lengths = np.maximum(right - left, bottom - top)
@@ -315,12 +302,13 @@ def ruled_lines(strong):
     # bars of digits are taken for lines, and in small pictures whole digits; longer: lines that digits interrupt are
     # missed.
     runs = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
-    lines, _ = ndimage.label(runs, EIGHT_NEIGHBOURS)
+    lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
     if at_border.sum() < 2:  # a single one may be a digit's bar
         return np.zeros_like(strong)
-    return mask_of(lines, at_border)
+    lines, _ = keep(lines, at_border)
+    return lines > 0
 
 
 def find_boxes(strokes):
@@ -331,34 +319,33 @@ def find_boxes(strokes):
 
 def keep(strokes, kept):
     """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
-    strokes, _ = ndimage.label(mask_of(strokes, kept), EIGHT_NEIGHBOURS)  # no two touch, so they stay apart
+    numbers = np.cumsum(kept) * kept  # the new ones: 1, 2, 3, ..., and 0 for those that go
+    strokes = np.append(0, numbers)[strokes]  # for each pixel: the ground stays 0
     return strokes, find_boxes(strokes)
-
-
-def mask_of(strokes, chosen):
-    """Return where the strokes lie for which `chosen`, bool (n,), is true: a bool mask (height, width)."""
-    return np.isin(strokes, 1 + np.flatnonzero(chosen))
 
 
 def leave_out_frames(strokes, boxes):
     """Leave out frames and what the border cuts off: return the other strokes, their boxes and a digit's usual size."""
-    left, top, right, bottom = boxes.T
-    widths, heights = right - left, bottom - top
-    picture_height, picture_width = strokes.shape
     frame = find_frames(strokes, boxes)
+    left, top, right, bottom = boxes.T
+    picture_height, picture_width = strokes.shape
     at_border = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    whole = ~frame & ~at_border & (widths < WIDEST * heights)
-    if not whole.any():  # all digits lie at the border: it is no reason to leave one out
-        at_border[:] = False
-        whole = ~frame
-    lengths = np.maximum(widths, heights)[whole]
-    size = np.average(lengths, weights=lengths) if whole.any() else 0  # weighted, so that dots hardly count
+    size = usual_size(boxes[~frame & ~at_border])
+    if size == 0:  # all digits lie at the border: it is no reason to leave one out
+        return *keep(strokes, ~frame), usual_size(boxes[~frame])
     # A digit at the border is read, too, if its middle lies inside the picture (less far, and the edges of a desk are
     # read) and it isn't much higher than others (higher, and a line from border to border is read).
     x, y = (left + right) / 2, (top + bottom) / 2
     reaches_in = np.min([x, y, picture_width - x, picture_height - y], axis=0) > 0.3 * size
-    not_too_high = heights < 1.9 * size
+    not_too_high = bottom - top < 1.9 * size
     return *keep(strokes, ~frame & (~at_border | (reaches_in & not_too_high))), size
+
+
+def usual_size(boxes):
+    """Return the mean of the boxes' longer sides in pixels, or 0 if there are no boxes."""
+    left, top, right, bottom = boxes.T
+    lengths = np.maximum(right - left, bottom - top)
+    return np.average(lengths, weights=lengths) if len(boxes) else 0  # weighted, so that dots hardly count
 
 
 def find_frames(strokes, boxes):
@@ -381,29 +368,32 @@ def find_frames(strokes, boxes):
 
 
 def join_strokes(strokes, boxes, size):
-    """Join strokes that form one digit: give all its pixels one number, and return the digits and their boxes.
-
-    Two strokes belong together if one lies over the other, close to it, and both are no higher than a digit.
-    """
-    left, top, right, bottom = boxes.T
-    widths, heights = right - left, bottom - top
+    """Join the strokes of each digit: give all its pixels one number, and return the digits and their boxes."""
     together = np.zeros((len(boxes), len(boxes)), bool)
-    for i in range(len(boxes)):  # stroke i beside each stroke
-        overlap = np.minimum(right, right[i]) - np.maximum(left, left[i])  # sideways; below 0 if they are apart
-        gap = np.maximum(top, top[i]) - np.minimum(bottom, bottom[i])  # from the upper one down to the lower one
-        height = np.maximum(bottom, bottom[i]) - np.minimum(top, top[i])  # of both together
-        # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With
-        # more overlap, a narrower gap or less height, the bar of a 5 stays alone.
-        together[i] = (overlap > 0.3 * np.minimum(widths, widths[i])) & (gap < 0.2 * size) & (height < 1.7 * size)
-    # If a belongs to b and b to c, all three are one group. Each stroke's group has a number from 0 to count - 1.
-    count, group = connected_components(together, directed=False)
-    # Each digit has at least one high stroke. Higher: digits in pieces are lost; lower: dots and dashes are read.
-    high = (heights > 0.36 * size) & (widths < WIDEST * heights)
-    groups = [number for number in range(count) if high[group == number].any()]
-    digits = np.zeros_like(strokes)
-    for digit, number in enumerate(groups, start=1):
-        digits[mask_of(strokes, group == number)] = digit
-    return digits, find_boxes(digits)
+    for a in range(len(boxes)):
+        for b in range(a):
+            together[a, b] = belong_together(boxes[a], boxes[b], size)
+    # If a belongs to b and b to c, all three are one digit. Each stroke gets the number of its digit, from 0 on.
+    _, digit_of_stroke = connected_components(together, directed=False)
+    digits = np.append(0, digit_of_stroke + 1)[strokes]  # looked up for each pixel, as in keep()
+    left, top, right, bottom = find_boxes(digits).T
+    widths, heights = right - left, bottom - top
+    # Dots and dashes are no digits. Taken for a dot, if higher: small digits, too; if lower: fewer blots. Taken for a
+    # dash, if higher: fewer dashes; if lower: broad, flat digits, too.
+    return keep(digits, (heights > 0.36 * size) & (widths < 3 * heights))
+
+
+def belong_together(a, b, size):
+    """Tell from their boxes whether strokes a and b are parts of a digit: one over the other, close, not too high."""
+    left_a, top_a, right_a, bottom_a = a
+    left_b, top_b, right_b, bottom_b = b
+    overlap = min(right_a, right_b) - max(left_a, left_b)  # sideways; below 0 if one lies beside the other
+    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # from the upper one down to the lower one
+    height = max(bottom_a, bottom_b) - min(top_a, top_b)  # of both together
+    # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With more
+    # overlap, a narrower gap or less height, the bar of a 5 stays alone.
+    narrower = min(right_a - left_a, right_b - left_b)
+    return overlap > 0.3 * narrower and gap < 0.2 * size and height < 1.7 * size
 
 
 def reading_order(boxes):
@@ -456,8 +446,8 @@ PEN = 14  # width in pixels
 def draw(data="mnist", model=None):
     """Open a window to draw digits in; it shows what a trained model reads.
 
-    Its keys: `c` clears the paper, `z` takes the last stroke back, `s` saves the drawing beside
-    the model. In a notebook it needs an interactive backend, such as `%matplotlib widget`.
+    Its keys: `c` clears the paper, `z` takes the last stroke back. In a notebook it needs an
+    interactive backend, such as `%matplotlib widget`.
 
     Args:
         data, model: as in `read_pictures()`.
@@ -468,35 +458,33 @@ def draw(data="mnist", model=None):
     backend = plt.get_backend().lower()
     if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE) or "inline" in backend:
         raise InputError("there is no window to draw in: no display, or a notebook without %matplotlib widget")
-    network, path = load_model(data, model)
-    with plt.rc_context({"toolbar": "None"}):
-        drawing_window(network, path.with_name(f"{path.stem}_drawing.png"))
+    network, _ = load_model(data, model)
+    drawing_window(network)
     plt.show()
 
 
-def drawing_window(network, path):
-    """Open a figure to draw digits in, which shows what `network` reads and saves to the file `path`."""
+def drawing_window(network):
+    """Open a figure to draw digits in, which shows what `network` reads."""
     figure, (paper, seen, bars) = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(8, 4, 3), layout="constrained")
     figure.canvas.manager.set_window_title("Draw digits")
-    figure.canvas.mpl_disconnect(figure.canvas.manager.key_press_handler_id)  # matplotlib's own keys
     drawings = [Image.new("RGB", PAPER_SIZE, "white")]  # the empty paper, then the drawing after each stroke
     on_paper = paper.imshow(drawings[0])
     paper.set(xlim=(EDGE, PAPER_SIZE[0] - EDGE), ylim=(PAPER_SIZE[1] - EDGE, EDGE), xticks=[], yticks=[])
-    paper.set_xlabel("Draw here.   c: clear   z: take the last stroke back   s: save")
+    paper.set_xlabel("Draw here.   c: clear   z: take the last stroke back")
     seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
     bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
 
-    def update(message=""):
+    def update():
         on_paper.set_data(drawings[-1])
+        paper.set_title("")
         for old in (*seen.images, *bars.containers):
             old.remove()
         with contextlib.suppress(InputError):  # no digit there yet: nothing to show
             images, _, rows = find_digits(np.asarray(drawings[-1]))
             probabilities = network(images, training=False).numpy()
-            message = message or describe(probabilities, rows)
+            paper.set_title(describe(probabilities, rows))
             seen.imshow(images[-1], cmap="gray", vmin=0, vmax=1)
             bars.barh(range(CLASSES), probabilities[-1], color="tab:blue")
-        paper.set_title(message, parse_math=False)
         figure.canvas.draw_idle()
 
     def add_stroke(points):
@@ -508,18 +496,11 @@ def drawing_window(network, path):
         update()
 
     def press_key(event):
-        message = ""
         if event.key == "c":
             del drawings[1:]
         elif event.key == "z" and len(drawings) > 1:
             drawings.pop()
-        elif event.key == "s":
-            try:
-                drawings[-1].save(path)
-                message = one_line(f"Saved {path}")
-            except OSError as error:
-                message = one_line(f"{path}: could not be saved ({error.strerror})")
-        update(message)
+        update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
     # An attribute, or Python would delete it, as matplotlib doesn't keep it. The width of its line is in points, not in

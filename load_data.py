@@ -10,11 +10,11 @@ import gzip
 import math
 import os
 import re
-import socket
 import struct
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -49,20 +49,17 @@ def load_data(source="mnist"):
         InputError: the source can't be found, downloaded or read, or isn't of this form.
     """
     source = os.fspath(source)
-    try:
-        if source == "mnist":
-            x_train, y_train, x_test, y_test = download_mnist()
-        elif source == "digits":
-            x_train, y_train, x_test, y_test = enlarge_digits()
-        elif os.path.isdir(source):
-            names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-            x_train, y_train, x_test, y_test = [read_idx(source, name) for name in names]
-        elif os.path.isfile(source):
-            x_train, y_train, x_test, y_test = read_npz(source)
-        else:
-            raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
-    except OSError as error:  # such as for lack of permission
-        raise InputError(f"{source}: can't be read ({error.strerror or error})") from error
+    if source == "mnist":
+        x_train, y_train, x_test, y_test = download_mnist()
+    elif source == "digits":
+        x_train, y_train, x_test, y_test = enlarge_digits()
+    elif os.path.isdir(source):
+        names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+        x_train, y_train, x_test, y_test = [read_idx(source, name) for name in names]
+    elif os.path.isfile(source):
+        x_train, y_train, x_test, y_test = read_npz(source)
+    else:
+        raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
     check_form(f"{source}: train", x_train, y_train)
     check_form(f"{source}: test", x_test, y_test)
     return *preprocess(x_train, y_train), *preprocess(x_test, y_test)
@@ -76,15 +73,11 @@ def download_mnist():
     with quiet_start():  # not at the top of the file, as the rest of it needs no TensorFlow
         from keras.datasets import mnist
 
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # seconds; Keras sets none, so a host that falls silent would hang us
     try:
         (x_train, y_train), (x_test, y_test) = mnist.load_data()
     except Exception as error:  # Keras raises a bare Exception
         ways_on = "use a copy with --data PATH, or --data digits, which needs no download"
         raise InputError(f"MNIST could not be downloaded ({error}); {ways_on}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
     return x_train, y_train, x_test, y_test
 
 
@@ -101,48 +94,39 @@ def enlarge_digits():
 def read_npz(path):
     """Return the arrays x_train, y_train, x_test and y_test of an .npz file. Raises InputError."""
     names = ("x_train", "y_train", "x_test", "y_test")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not an .npz file{describe_text(path)}")
     try:
+        with zipfile.ZipFile(path) as archive:  # an .npz file is a zip file that holds an .npy file for each array
+            largest = max((member.file_size for member in archive.infolist()), default=0)
+        if largest > MAX_BYTES + 1000:  # 1000 bytes for its header
+            raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
         with np.load(path) as file:  # which unpickles nothing unless asked to: pickled objects can run code
             if not set(names) <= set(file.files):
                 raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
-            if max(member.file_size for member in file.zip.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
-                raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
             return [np.asarray(file[name]) for name in names]  # of a member that is no array, NumPy returns bytes
     except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data ({error})") from error
 
 
 def read_idx(folder, name):
-    """Return the images or labels of one IDX file: a header, then the bytes. Raises InputError.
+    """Return the images or labels of one IDX file, such as train-images-idx3-ubyte.gz. Raises InputError.
 
-    The header is big-endian: a magic number that holds the number of dimensions, then their sizes.
+    It begins with big-endian integers: one that holds the number of dimensions, then their sizes. The bytes follow.
     """
-    item_shape = (28, 28) if name.endswith("images") else ()  # a label is one byte: math.prod(()) is 1
-    ndim = 1 + len(item_shape)
-    dashed, dotted = f"{name}-idx{ndim}-ubyte", f"{name}.idx{ndim}-ubyte"  # the second is Kaggle's
-    files = [os.path.join(folder, file) for file in (dashed, f"{dashed}.gz", dotted, f"{dotted}.gz")]
-    path = next(filter(os.path.isfile, files), None)
+    ndim = 3 if name.endswith("images") else 1
+    pattern = f"{name}?idx{ndim}-ubyte*"  # `?` is "-", or in Kaggle's copies "."; `*` is nothing or ".gz"
+    path = next(filter(Path.is_file, sorted(Path(folder).glob(pattern))), None)
     if path is None:
-        similar = [file for file in sorted(os.listdir(folder)) if re.search("ubyte|images|labels|npz|raw", file)]
-        found = ", ".join(similar[:8]) or "nothing like it"
-        raise InputError(f"{folder}: has no {dashed}, with or without .gz (found: {found})")
+        raise InputError(f"{folder}: has no {name}-idx{ndim}-ubyte, with or without .gz")
     try:
-        with open(path, "rb") as raw:
-            file = gzip.open(raw) if path.endswith(".gz") else raw
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 + 4 * ndim))
             content = file.read(MAX_BYTES)  # what lies beyond is missed below, where the length is compared
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
-    header_size = 4 * (1 + ndim)
-    count = max(0, len(content) - header_size) // math.prod(item_shape)
-    # What a good file of this length begins with: 0x800 for unsigned bytes, plus the number of dimensions; their sizes.
-    header = struct.pack(f">{1 + ndim}I", 0x800 + ndim, count, *item_shape)
-    if content[:header_size] != header or len(content) != header_size + count * math.prod(item_shape):
-        kind = "images" if item_shape else "labels"
-        limit = f"at most {MAX_BYTES // 10**6} MB"
-        raise InputError(f"{path}: isn't IDX {kind} ({limit}) with a header that fits its length{describe_text(path)}")
-    return np.frombuffer(content, np.uint8, offset=header_size).reshape(count, *item_shape)
+    if magic != 0x800 + ndim or len(content) != math.prod(shape):  # 0x800 stands for unsigned bytes
+        problem = f"isn't an IDX file of at most {MAX_BYTES // 10**6} MB whose header fits its length"
+        raise InputError(f"{path}: {problem}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 # From raw images to the network's input
@@ -196,13 +180,6 @@ def check_form(name, images, labels):
         raise InputError(f"{name} {problem}")
 
 
-def describe_text(path):
-    """Return how a file begins if it is text instead of data: a table, say, or a Git LFS pointer; else nothing."""
-    with open(path, "rb") as file:
-        start = file.read(60)
-    return f", but text: {start.decode()!r}" if start and start.isascii() and b"\0" not in start else ""
-
-
 def data_parser(description):
     """Return an argparse parser with the option --data."""
     parser = argparse.ArgumentParser(description=description)
@@ -229,16 +206,16 @@ def run(main):
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hide what TensorFlow writes to stderr when it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL.
+    """Hide what TensorFlow writes to stderr while it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL.
 
-    No level hides all of it, so the operating system's stderr, which has the number 2, leads nowhere meanwhile: it is
-    copied (dup), pointed elsewhere (dup2), and pointed back to the copy.
+    It writes about six lines that no setting hides, and not through Python, but to file descriptor 2, which is what the
+    operating system calls stderr. So for that time, descriptor 2 is a file that drops everything.
     """
-    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: from now on, TensorFlow writes errors only
-    if level != "2" or sys.stderr is None:
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: afterwards, it writes errors only
+    if level != "2" or sys.stderr is None:  # None: a program without a terminal, such as pythonw
         yield
         return
-    stderr = os.dup(2)
+    stderr = os.dup(2)  # a copy to come back to
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:

@@ -167,6 +167,13 @@ def draw_page(path, *places, size=(480, 360), ink="black", paper="white", frame=
     return path
 
 
+def found_in(path):
+    """Return what find_digits() finds in a picture file."""
+    from evaluate_model import find_digits, load_picture
+
+    return find_digits(load_picture(path))
+
+
 # Processes, and scripts in this process
 
 

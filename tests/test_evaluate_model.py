@@ -8,13 +8,13 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import MY_DIGIT, assert_one_line, build_small_network, draw_page, posix
+from conftest import MY_DIGIT, assert_one_line, build_small_network, draw_page, found_in, posix
 from PIL import Image
 from scipy.stats import norm
 
 import evaluate_model as module
 from build_model import load_model
-from evaluate_model import describe, draw_confusion_matrix, evaluate_model, find_digits, other_ink
+from evaluate_model import describe, draw_confusion_matrix, evaluate_model, other_ink
 from load_data import load_data
 
 
@@ -174,9 +174,9 @@ def test_a_line_for_each_picture_with_the_networks_own_probabilities(here, end_o
     assert (end.code, end.err) == (0, "")
     one, several, saved = end.out.splitlines()
     network = keras.models.load_model("m.h5", compile=False)
-    first, second = np.sort(network.predict(find_digits(MY_DIGIT)[0], verbose=0)[0])[:-3:-1]
+    first, second = np.sort(network.predict(found_in(MY_DIGIT)[0], verbose=0)[0])[:-3:-1]
     assert re.sub(r"\d:", "n:", one) == f"{MY_DIGIT}: 7 ({100 * first:.2f} %, then n: {100 * second:.2f} %)"
-    least = network.predict(find_digits("page.png")[0], verbose=0).max(axis=1).min()
+    least = network.predict(found_in("page.png")[0], verbose=0).max(axis=1).min()
     assert re.sub(r"sure: \d", "sure: n", several) == f"page.png: 710 01 (least sure: n, {100 * least:.2f} %)"
     assert saved == "Saved m_predictions.png" and Path("m_predictions.png").read_bytes().startswith(b"\x89PNG")
     returned = module.read_pictures([MY_DIGIT, "page.png"], model="m.h5")
@@ -229,7 +229,7 @@ def test_the_figure_shows_what_was_found_where_and_what_the_network_saw(here, en
     cells = saved[0].subfigs
     assert [cell.get_suptitle() for cell in cells] == [white, "pagepagepagepagepa…agepage.png"]
     for cell, name, digits in zip(cells, (white, page), ("7", "710"), strict=True):
-        boxes = find_digits(name)[1]
+        boxes = found_in(name)[1]
         ax = cell.axes[0]
         assert ax.images[0].get_array().shape == (360, 480, 4)
         assert "".join(text.get_text() for text in ax.texts) == digits
@@ -241,7 +241,7 @@ def test_the_figure_shows_what_was_found_where_and_what_the_network_saw(here, en
         assert all(0.2 < shade < 0.8 for shade in ax.get_facecolor()[:3]), "white and black show on it"
         assert cell.get_linewidth() > 0 and cell.get_edgecolor() != cell.get_facecolor(), "a frame"
     _, seen = cells[0].axes
-    assert np.array_equal(seen.images[0].get_array(), find_digits(white)[0][0, ..., 0])
+    assert np.array_equal(seen.images[0].get_array(), found_in(white)[0][0, ..., 0])
     assert len(cells[1].axes) == 1
 
 
@@ -261,13 +261,13 @@ def test_ink_that_was_not_read_gets_a_grey_box(here, end_of, saved):
     grey = [color for color in boxes.values() if color[0] == color[1] == color[2]]
     assert len(boxes) == 4 and len(grey) == 2, "the frame and the dot"
     pixels = np.asarray(Image.open("page.png").convert("RGBA"))
-    assert len(other_ink(pixels, find_digits("page.png")[1])) == 2
+    assert len(other_ink(pixels, found_in("page.png")[1])) == 2
 
 
 def test_answers_are_without_dropout_and_repeat_without_warnings(here, digits_model, capfd):
     """A network that is called with a new shape each time makes TensorFlow warn of retracing, unless called plainly."""
     network, _ = load_model(model=digits_model[0])
-    expected = network.predict(find_digits(MY_DIGIT)[0], verbose=0)
+    expected = network.predict(found_in(MY_DIGIT)[0], verbose=0)
     capfd.readouterr()
     for _ in range(6):
         ((_, probabilities),) = module.read_pictures([MY_DIGIT], model=digits_model[0])

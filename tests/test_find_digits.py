@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, found_in
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -22,7 +22,7 @@ def drawing(ink=0, paper=255, size=(300, 400), at=(60, 90), height=200, pen=20, 
     return image
 
 
-def page(*places, size=(1200, 900), pen=8):
+def page(*places, size=(1000, 750), pen=8):
     """Return a PIL picture of strokes, each a list of points about 100 pixels high, moved to its place."""
     shapes = {
         "1": [[(30, 0), (30, 100)]],
@@ -47,7 +47,7 @@ def find(tmp_path):
 
     def save_and_find(image, name="a.png", **options):
         image.save(tmp_path / name, **options)
-        return find_digits(tmp_path / name)
+        return found_in(tmp_path / name)
 
     return save_and_find
 
@@ -162,7 +162,6 @@ LOOKS = {
     "1-bit": drawing().convert("1"),
     "palette": drawing().convert("P"),
     "alpha": drawing().convert("LA"),
-    "16-bit": Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 257),
     **{f"transparent {shade}": transparent(shade) for shade in (0, 255)},
     "transparent noise": hidden(),
     "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
@@ -220,19 +219,19 @@ def test_several_digits_come_in_reading_order_each_with_its_box(find):
         assert box.dtype.kind == "i" and x - 8 < box[0] < box[2] < x + 75
 
 
-def test_boxes_are_in_pixels_of_the_whole_upright_picture(find):
-    """Of a large photograph that a telephone has saved lying on its side."""
-    upright = page(*ROWS).resize((2400, 1800))
+def test_a_photograph_that_lies_on_its_side_is_turned(find):
+    """Telephones save them so, with a note."""
+    upright = page(*ROWS).resize((2000, 1500))
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees to the right to show"
     (seven, *_), boxes, rows = find(upright.rotate(90, expand=True), "a.jpg", exif=exif)
     (same_seven, *_), same_boxes, same_rows = find(page(*ROWS))
-    assert np.abs(boxes - 2 * same_boxes).max() <= 8 and rows.tolist() == same_rows.tolist()
+    assert np.abs(boxes - same_boxes).max() <= 4 and rows.tolist() == same_rows.tolist()
     assert close(seven, same_seven)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA"])
-def test_pixels_are_taken_as_a_file_is(mode, find):
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pixels_may_be_grey_or_coloured(mode, find):
     image = page(*ROWS, size=(900, 700))
     for got, expected in zip(find_digits(np.asarray(image.convert(mode))), find(image), strict=True):
         assert np.array_equal(got, expected)
@@ -246,7 +245,7 @@ def test_a_slanted_row_is_one_row(find):
 
 
 def test_a_row_in_a_deep_shadow_is_found_as_the_one_in_the_light(find):
-    pixels = np.asarray(page(*ROWS)).clip(40, 230) * np.repeat([[1], [0.35]], 450, axis=0)
+    pixels = np.asarray(page(*ROWS)).clip(40, 230) * np.repeat([[1], [0.35]], 375, axis=0)
     _, boxes, _ = find(Image.fromarray(pixels.astype(np.uint8)))
     assert boxes == pytest.approx(find(page(*ROWS))[1], abs=3)
 
@@ -263,8 +262,8 @@ def test_rows_are_told_apart_by_half_a_digits_height_in_whatever_order_the_boxes
 def test_a_large_picture_is_reduced_by_means_so_that_thin_strokes_stay(tmp_path):
     """A stroke of one pixel in four thousand would vanish if pixels were skipped."""
     drawing(size=(4000, 3000), at=(1200, 700), height=1400, pen=1).save(tmp_path / "a.png")
-    pixels, reduction = load_picture(tmp_path / "a.png")
-    assert pixels.shape == (750, 1000, 4) and reduction == 4
+    pixels = load_picture(tmp_path / "a.png")
+    assert pixels.shape == (750, 1000, 4)
     rows = (pixels[175:525, :, 0] < 250).any(axis=1)
     assert rows.mean() > 0.95
 
@@ -377,7 +376,7 @@ def test_a_digit_with_a_tail_to_the_border_is_read(find):
 def test_a_page_of_small_digits_in_a_frame_is_read(find):
     places = [("7", 150 * column + 100, 160 * row + 100) for row in range(4) for column in range(6)]
     image = page(*places)
-    ImageDraw.Draw(image).rectangle((30, 30, 1170, 870), outline=0, width=8)
+    ImageDraw.Draw(image).rectangle((30, 30, 970, 720), outline=0, width=8)
     _, boxes, rows = find(image)
     assert len(boxes) == 24 and rows.max() == 3
 
@@ -442,7 +441,7 @@ def test_a_page_without_ink_is_refused(find, side):
         lines[20 :: side // 10] = 150
         pages += [120 + 80 * x, 120 + 80 * (x + y > 0.9), lines, np.minimum(lines, lines.T)]
     for pixels in pages:
-        with pytest.raises(InputError, match="a.png: no digit found in it"):
+        with pytest.raises(InputError, match="^no digit found in it"):
             find(Image.fromarray(pixels.astype(np.uint8)))
 
 
@@ -453,11 +452,12 @@ def test_files_that_are_no_pictures(tmp_path, monkeypatch):
     Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:300])
     Path("text.png").write_text("hello")
     Path("photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
-    messages = dict.fromkeys(("cut.png", "text.png", "photo.heic"), "not a picture .*; export it as JPEG")
+    Image.fromarray(np.asarray(drawing()).astype(np.uint16) * 257).save("deep.png")  # 16 bits a pixel
+    messages = dict.fromkeys(("cut.png", "text.png", "photo.heic", "deep.png"), "not a picture .*; export it as JPEG")
     messages |= {"none.png": "no such file", "folder": "is a folder; name the pictures in it"}
     for name, message in messages.items():
-        with pytest.raises(InputError, match=f"^{name}: {message}"):
-            find_digits(name)
+        with pytest.raises(InputError, match=f"^{message}"):
+            load_picture(name)
 
 
 def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
@@ -465,22 +465,14 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n%%EOF\n")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **options: pytest.fail("it was run"))
-    with pytest.raises(InputError, match="a.png: not a picture"):
-        find_digits(path)
+    with pytest.raises(InputError, match="not a picture"):
+        load_picture(path)
 
 
-@pytest.mark.parametrize(
-    "name, options, largest, larger",
-    [
-        ("a.png", {}, (5000, 4000), (5001, 4000)),
-        ("a.jpg", {"progressive": True}, (5000, 4000), (5001, 4000)),
-        ("a.jpg", {}, (30_000, 4000), (60_000, 1999)),
-    ],
-    ids=["png", "progressive", "jpg"],
-)
-def test_what_would_take_too_much_memory_is_refused(name, options, largest, larger, tmp_path):
-    """A JPEG that isn't progressive can be decoded at a reduced size, unless it is too narrow for that."""
-    for size, words in ((largest, "no digit found"), (larger, "too many megapixels")):
-        Image.new("L", size).save(tmp_path / name, **options)
-        with pytest.raises(InputError, match=f"{name}: .*{words}"):
-            find_digits(tmp_path / name)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_what_would_take_too_much_memory_is_refused(name, tmp_path):
+    Image.new("L", (10_000, 5000)).save(tmp_path / name)
+    assert load_picture(tmp_path / name).shape == (500, 1000, 4)
+    Image.new("L", (10_001, 5000)).save(tmp_path / name)
+    with pytest.raises(InputError, match="too many megapixels"):
+        load_picture(tmp_path / name)

@@ -8,7 +8,6 @@ from conftest import MY_DIGIT, ROOT, assert_one_line, draw_page
 from PIL import Image
 
 import build_model
-import evaluate_model
 import train_model
 from load_data import load_data
 
@@ -73,4 +72,3 @@ def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):
     figure = pictures.draw_steps(MY_DIGIT)
     assert len(figure.axes) == 6 and all(ax.images for ax in figure.axes)
     assert np.asarray(figure.axes[5].images[0].get_array()).shape == (56, 28)
-    assert evaluate_model.find_digits(MY_DIGIT)[0].shape == (1, 28, 28, 1)

@@ -76,7 +76,7 @@ def test_code_in_a_model_does_not_run(function, model, refused):
     edit_layers(model, lambda layers: layers.insert(1, layer))
     keras.models.load_model(model, compile=False, safe_mode=False)(np.zeros((1, 28, 28, 1)))
     os.remove("ran")  # it would run
-    line = refused(model, "holds a Lambda layer, which is somebody's code; it isn't run")
+    line = refused(model)
     assert not os.path.exists("ran") and "safe_mode" not in line, "Keras's own message says how to run it"
 
 
@@ -135,18 +135,10 @@ def test_bytes_that_are_no_model_are_refused(model, refused):
     whole = model.read_bytes()
     for content in (b"", random.Random(0).randbytes(5000), whole[:-1], whole[: len(whole) // 2]):
         model.write_bytes(content)
-        refused(model, "damaged, or no .h5 file; train it again")
+        refused(model, f"Keras {keras.__version__} can't load it (", "); train it again")
 
 
-# Models of other versions and programs
-
-
-def test_an_old_keras_file_says_who_wrote_it(model, refused):
-    """As Keras 2.2 wrote them, in terms that Keras 3 doesn't know."""
-    edit_layers(model, lambda layers: layers[2]["config"].update(init="glorot_uniform", output_dim=10))
-    with h5py.File(model, "a") as file:
-        file.attrs["keras_version"] = "2.2.4"
-    refused(model, f"saved by Keras 2.2.4, can't be read by Keras {keras.__version__} (", "); train it again")
+# Models of other programs
 
 
 def test_a_network_saved_before_it_was_built_and_weights_alone_are_refused(model, refused):
@@ -154,16 +146,7 @@ def test_a_network_saved_before_it_was_built_and_weights_alone_are_refused(model
     refused(model)
     build_small_network().save_weights("stranger.weights.h5")
     os.replace("stranger.weights.h5", model)
-    refused(model, "holds only weights, without the network")
-
-
-@posix
-def test_a_file_that_another_program_has_locked_is_not_called_damaged(model, refused):
-    import fcntl
-
-    with open(model, "rb+") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert "damaged" not in refused(model, "can't be opened", "does another program use it?")
+    refused(model, "No model config")
 
 
 def test_keras_does_not_lecture_about_other_peoples_networks(model, recwarn):

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import runpy
 import weakref
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, posix, python
+from conftest import posix, python
 from scipy import ndimage
 
 import train_model as module
@@ -214,21 +213,18 @@ def test_the_seed_makes_the_weights_the_order_and_the_distortions(npz, tmp_path,
     assert not same(usual, plain)
 
 
-def test_the_seed_makes_the_first_weights(npz, tmp_path, monkeypatch, small_network):
+def test_the_seed_makes_the_first_weights(npz, tmp_path, small_network):
     first = []
-    note = lambda: keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: first.append(callback.model.get_weights())
-    )
+    note = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: first.append(note.model.get_weights()))
     for seed in (0, 0, 1):
-        callback = note()
-        train_model(npz, epochs=1, seed=seed, model=tmp_path / "a.h5", callbacks=callback)
+        train_model(npz, epochs=1, seed=seed, model=tmp_path / "a.h5", callbacks=note)
     assert same(first[0], first[1]) and not same(first[0], first[2])
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_same_seed_same_weights_bit_for_bit(bfloat16, tmp_path, monkeypatch):
     """With the real network, whose steps run in parallel, in both precisions."""
-    monkeypatch.setattr(module, "BFLOAT16", bfloat16)
+    monkeypatch.setattr(module, "bfloat16_is_faster", lambda: bfloat16)
     for name in ("a.h5", "b.h5"):
         train_model("digits", 1, 400, seed=1, model=tmp_path / name)
     assert same(weights(tmp_path / "a.h5"), weights(tmp_path / "b.h5"))
@@ -249,20 +245,20 @@ def test_same_seed_same_weights_bit_for_bit(bfloat16, tmp_path, monkeypatch):
     ],
 )
 def test_bfloat16_is_used_where_it_is_faster(flags, gpus, onednn, on, monkeypatch):
-    """The script's constant, with another /proc/cpuinfo, or none, as on Windows and macOS."""
+    """With another /proc/cpuinfo, or none, as on Windows and macOS."""
     monkeypatch.setattr(Path, "exists", lambda path: flags is not None)
     monkeypatch.setattr(Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus)
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn or "")
     if onednn is None:
         monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
-    assert runpy.run_path(str(ROOT / "train_model.py"))["BFLOAT16"] is on
+    assert module.bfloat16_is_faster() is on
 
 
 @pytest.mark.parametrize("bfloat16, dtype", [(True, "bfloat16"), (False, "float32")])
 def test_all_layers_but_the_last_are_trained_in_bfloat16(bfloat16, dtype, npz, tmp_path, monkeypatch):
     """The last one's probabilities need float32's digits; and what is saved is float32."""
-    monkeypatch.setattr(module, "BFLOAT16", bfloat16)
+    monkeypatch.setattr(module, "bfloat16_is_faster", lambda: bfloat16)
     watch = Watch()
     train_model(npz, epochs=1, model=tmp_path / "a.h5", callbacks=[watch])
     assert watch.computed_in == {(dtype,) * 8 + ("float32",)}

@@ -15,7 +15,6 @@ Both print a Markdown table.
 
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,33 +28,15 @@ os.environ["MPLBACKEND"] = "agg"
 
 import train_model as recipe
 from build_model import build_model, keras
-from load_data import InputError, data_parser, load_data, run
+from load_data import data_parser, load_data, run
 
 import numpy as np
 import tensorflow as tf
 
-# What one epoch of each takes of memory is measured in a process of its own.
-ONE_EPOCH = """
-import resource, sys
-from load_data import load_data, run
-from build_model import build_model
-from train_model import train_model
-
-def textbook():
-    X_train, y_train, X_test, y_test = load_data(sys.argv[1])
-    build_model().fit(X_train, y_train, epochs=1, validation_data=(X_test, y_test), verbose=0)
-
-def recipe():
-    train_model(sys.argv[1], epochs=1)
-
-run({})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
 # The ablation's rows: what is changed in train_model.py.
 ROWS = {
     "recipe": {},
-    "float32": {"BFLOAT16": False},
+    "float32": {"bfloat16_is_faster": lambda: False},
     "all-distorted": {"distort_half": lambda batch, seed: (recipe.distort(batch[0], seed), batch[1])},
     "none-distorted": {"distort_half": lambda batch, seed: batch},
     "corners-2": {"CORNER_SHIFT": 2.0},
@@ -92,30 +73,15 @@ def our_recipe(arrays, epochs, seed, **changes):
     return history.history["val_accuracy"][-1]
 
 
-def peak_memory(name, data):
-    """Return the peak resident memory in MiB of a process that runs a function of ONE_EPOCH (POSIX only)."""
-    tell("peak memory")
-    command = [sys.executable, "-c", ONE_EPOCH.format(name), os.path.abspath(data) if os.path.exists(data) else data]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    tell("")
-    if child.returncode:
-        raise InputError(child.stderr.strip().removeprefix("error: ") or "a training ended without a word")
-    return int(child.stdout.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def machine():
-    """Return a sentence on the processor, its units for bfloat16, and the versions."""
-    lines = recipe.CPUINFO.read_text().splitlines() if recipe.CPUINFO.exists() else []
+    """Return a sentence on the processor and the versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    units = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in recipe.CPU_FLAGS]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    bfloat16 = "with" if recipe.bfloat16_is_faster() else "without"
     return (
-        f"{name} with {' and '.join(units) or 'no units for bfloat16'}, {cores} cores. "
-        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}, "
-        f"NumPy {np.__version__}."
+        f"{name} {bfloat16} fast bfloat16, {os.cpu_count()} cores. "
+        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}."
     )
 
 
@@ -131,15 +97,12 @@ def tell(text):
 
 
 def benchmark(data, seeds, quick):
-    """Print the table that compares accuracy, time and memory with the textbook loop."""
+    """Print the table that compares accuracy and time with the textbook loop."""
     long, seeds = (2, 2) if quick else (10, seeds)
     runs = [("textbook loop", textbook_loop, long, {}), ("`train_model.py`", our_recipe, long, {})]
     runs += [(f"`train_model.py --epochs {n}`", our_recipe, n, {}) for n in (2, 1) if n < long]
-    if recipe.BFLOAT16:
-        runs.append(("`train_model.py` in float32", our_recipe, long, {"BFLOAT16": False}))
-    # First, while this process is small: Linux counts what a child shares with it before its start.
-    textbook_memory, our_memory = peak_memory("textbook", data), peak_memory("recipe", data)
-
+    if recipe.bfloat16_is_faster():
+        runs.append(("`train_model.py` in float32", our_recipe, long, ROWS["float32"]))
     arrays = load_data(data)
     accuracy, seconds = np.zeros((2, len(runs), seeds))
     for seed in range(seeds):
@@ -152,10 +115,7 @@ def benchmark(data, seeds, quick):
     print("| run | epochs | test accuracy, % | seconds | time, textbook loop = 1 |\n|---|---|---|---|---|")
     for (name, _, epochs, _), acc, sec, ratio in zip(runs, accuracy, seconds, seconds / seconds[0]):
         print(f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} |")
-    print(
-        f"\nMean ± standard deviation over n = {seeds} runs. Peak memory of the whole process: {our_memory:.0f} MiB, "
-        f"textbook loop {textbook_memory:.0f} MiB ({our_memory / textbook_memory:.2f}).\n{machine()}"
-    )
+    print(f"\nMean ± standard deviation over n = {seeds} runs. {machine()}")
 
 
 def ablation(data, seeds, epochs, names):

@@ -105,7 +105,7 @@ def read_as_usual(network, image):
 def read(network, path):
     """Return the digits that are read in a picture file as text, without spaces; '' if none is found."""
     try:
-        images, _, _ = module.find_digits(path)
+        images, _, _ = module.find_digits(module.load_picture(path))
     except InputError:
         return ""
     return "".join(map(str, network(images, training=False).numpy().argmax(axis=1)))
@@ -149,11 +149,11 @@ def print_photos(network, folder):
 
 def draw_steps(picture):
     """Return a figure of six steps: the picture, its ink, its strokes, those of digits, the boxes, the images."""
-    pixels, _ = module.load_picture(picture)
+    pixels = module.load_picture(picture)
     ink = module.remove_paper(pixels)
     strokes, boxes = module.find_strokes(ink)
     digits, _ = module.join_strokes(*module.leave_out_frames(strokes, boxes))
-    images, found, _ = module.find_digits(pixels, picture)
+    images, found, _ = module.find_digits(pixels)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     axes = axes.flat
     axes[0].imshow(pixels)
@@ -170,7 +170,14 @@ def draw_steps(picture):
         row, column = divmod(number, columns)
         grid[28 * row : 28 * row + 28, 28 * column : 28 * column + 28] = image
     axes[5].imshow(grid, cmap="gray")
-    titles = ("1. the picture", "2. its paper removed", "3. strokes", "4. and 5. strokes joined", "6. sorted", "7. like MNIST")
+    titles = (
+        "1. the picture",
+        "2. its paper removed",
+        "3. strokes",
+        "4. and 5. strokes joined",
+        "6. sorted",
+        "7. like MNIST",
+    )
     for ax, title in zip(axes, titles):
         ax.set(title=title, xticks=[], yticks=[])
     return figure
