@@ -22,7 +22,7 @@ with quiet_start():
     import tensorflow as tf
     from keras import layers
 
-    tf.config.list_physical_devices()  # looks for a GPU now, as that writes lines, too
+    tf.config.list_physical_devices()  # only to have TensorFlow look for a GPU now, as that writes lines, too
 # Whatever ~/.keras/keras.json says.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
@@ -65,7 +65,7 @@ def build_model(learning_rate=1e-3, steps_per_execution=1):
 
 # Files: a trained network, and figures beside it. Nothing below is needed to understand the network
 
-# Whenever Keras writes an .h5 file, it logs that the format is old.
+# Hides one line: whenever Keras writes an .h5 file, it logs that the format is old.
 logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
 
 
@@ -92,13 +92,15 @@ def save_model(network, path):
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             file = Path(folder, target.name)
-            file.write_bytes(bytes(1_000_000))  # fails if there isn't room for twice the file: HDF5 would crash later
+            file.write_bytes(
+                bytes(1_000_000)
+            )  # fails if there isn't room for the file's 0.4 MB: HDF5 would crash later
             network.save(file)
-            with h5py.File(file, "a") as saved:
+            with h5py.File(file, "a") as groups:
                 # Keras loads the optimizer's state wrongly, so that fit() would fail; without it, fit() starts afresh.
-                saved.pop("optimizer_weights", None)
-            with open(file, "rb+") as saved:
-                os.fsync(saved.fileno())  # or a power cut could leave an empty file under the good name
+                groups.pop("optimizer_weights", None)
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())  # waits until it is on the disk, or a power cut could leave an empty file
             replace_file(file, target)
     except OSError as error:
         raise InputError(f"{path}: could not be saved ({error.strerror or error})") from error
@@ -116,18 +118,18 @@ def replace_file(file, target):
 
 
 def check_writable(path):
-    """Raise InputError unless a model can be saved as `path`: this should be said before training, not after."""
+    """Raise InputError if no file can be made at `path`: this should be said before training, not after."""
     if os.path.isdir(path):
         raise InputError(f"{path}: can't be written (it is a folder)")
     target = Path(os.path.realpath(path))
-    try:
+    try:  # to make a file there, with a name as long
         tempfile.NamedTemporaryFile(prefix=target.name, dir=target.parent).close()
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error
 
 
 def load_model(data="mnist", model=None):
-    """Return a trained network and its file's path; `data` and `model` are as in `train_model()`.
+    """Return a trained network and its file's path; `data` and `model` are as in `model_path()`.
 
     Raises InputError. The file can be a stranger's: Keras (from 3.15.1 on) runs no code in it and follows no link in
     it to other files.
@@ -148,7 +150,7 @@ def load_model(data="mnist", model=None):
     if not all(np.isfinite(weights).all() for weights in network.get_weights()):
         raise InputError(f"{path}: not all of its weights are finite numbers; train it again")
     probabilities = network(np.ones((1, *IMAGE_SHAPE), np.float32), training=False).numpy()  # of an image full of ink
-    if not (probabilities.min() >= 0 and abs(probabilities.sum() - 1) <= 1e-3):  # so put, NaN is refused, too
+    if not (probabilities.min() >= 0 and abs(probabilities.sum() - 1) < 0.01):  # NaN fails both comparisons
         raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
     return network, path
 

@@ -51,7 +51,7 @@ def evaluate_model(data="mnist", model=None):
     loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
-    # Where the accuracy on other images of the kind would lie. Of the usual formulas, Wilson's also holds near 100 %.
+    # In which the accuracy over all images of the kind lies. Of the usual formulas, Wilson's also holds near 100 %.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
@@ -64,7 +64,8 @@ def evaluate_model(data="mnist", model=None):
         print("No mistakes to draw: every test image was read right")
     else:
         confidence = probabilities.max(axis=1)
-        surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]  # the most confident first
+        surest_first = np.argsort(-confidence[wrong], kind="stable")
+        surest = wrong[surest_first[:SHOWN]]
         titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
         note = f"the {len(surest)} surest of {len(wrong)} mistakes"
         save_and_show(draw_mistakes(X_test[surest], titles, note), path, "mistakes", f" ({note})")
@@ -72,10 +73,10 @@ def evaluate_model(data="mnist", model=None):
 
 
 def draw_confusion_matrix(matrix):
-    """Return a figure of the counts, true class by row, coloured by errors: beside the hits, they would look white."""
+    """Return a figure of the counts, true class by row. Only errors are coloured: beside the hits, they look white."""
     figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
     errors = matrix - np.diag(np.diag(matrix))
-    sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", linewidths=0.5, cbar_kws={"label": "Errors"}, ax=ax)
+    sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", cbar_kws={"label": "Errors"}, ax=ax)
     ax.set(title="Confusion matrix", xlabel="Predicted", ylabel="True")
     ax.tick_params(axis="y", rotation=0)
     return figure
@@ -97,7 +98,7 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
-UNSURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones; lower: few wrong ones
+SURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones do; lower: few wrong ones do
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -139,10 +140,10 @@ def read_pictures(pictures, data="mnist", model=None):
 
 def describe(probabilities, rows):
     """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
-    digits = np.array(digit_texts(probabilities))
-    text = " ".join("".join(digits[rows == row]) for row in np.unique(rows))
+    texts = np.array(digit_texts(probabilities))
+    text = " ".join("".join(texts[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
-    if len(digits) > 1:
+    if len(texts) > 1:
         least = percent.argmin()
         return f"{text} (least sure: {probabilities[least].argmax()}, {percent[least]:.2f} %)"
     second = probabilities[0].argsort()[-2]
@@ -151,7 +152,7 @@ def describe(probabilities, rows):
 
 def digit_texts(probabilities):
     """Return the digits as a list of texts, each with a question mark if it is unsure."""
-    return [f"{row.argmax()}?" if row.max() < UNSURE else f"{row.argmax()}" for row in probabilities]
+    return [f"{row.argmax()}?" if row.max() < SURE else f"{row.argmax()}" for row in probabilities]
 
 
 def draw_predictions(shown):
@@ -162,6 +163,7 @@ def draw_predictions(shown):
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = plt.figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
+    label = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03).flat
     for cell, (picture, pixels, images, boxes, probabilities) in zip(cells, shown):
         name = one_line(Path(picture).name)
@@ -174,7 +176,6 @@ def draw_predictions(shown):
             draw_box(axes[0], box, "0.5")
         for box, digit in zip(boxes, digit_texts(probabilities)):
             draw_box(axes[0], box, "red")
-            label = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
             axes[0].text(box[0], box[1], digit, color="red", fontsize=8, va="bottom", bbox=label)
         if len(images) == 1:
             axes[1].imshow(images[0], cmap="gray", vmin=0, vmax=1)
@@ -189,14 +190,16 @@ def draw_box(ax, box, color):
     ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=0.8))
 
 
-# Finding the digits in a picture: 1. load it, 2. remove the paper, 3. number the strokes of ink, 4. leave out frames,
-# 5. put the strokes of a digit together, 6. sort the digits, 7. make each look like MNIST's.
+# Finding the digits in a picture: 1. load it, 2. remove the paper, 3. number the strokes of ink, 4. choose those that
+# digits are made of, 5. put the strokes of a digit together, 6. sort the digits, 7. make each look like MNIST's.
 #
-# A stroke is a connected piece of ink: a whole digit, or a part of one. A box is left, top, right and bottom in
-# pixels; many boxes are the rows of an array (n, 4). Comments say what a larger or smaller constant spoils.
+# A stroke is a connected piece of ink: a whole digit, or a part of one. In a numbered picture, int (height, width),
+# the pixels of the first stroke are 1, those of the second 2, and so on; the ground is 0. A box is left, top, right
+# and bottom in pixels; the boxes of n strokes are an array (n, 4). Comments on a constant say what goes wrong when it
+# is higher, and when it is lower.
 
-LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. More: slow; fewer: small digits are lost
-BORDER = 3  # pixels. Wider: whole digits count as cut by it; narrower: blurred lines don't reach it
+LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut by it; lower: blurred lines don't reach it
 
 
 def find_digits(pixels):
@@ -214,8 +217,8 @@ def find_digits(pixels):
     """
     ink = remove_paper(pixels)
     strokes, boxes = find_strokes(ink)
-    strokes, boxes, size = leave_out_frames(strokes, boxes)
-    digits, boxes = join_strokes(strokes, boxes, size)
+    strokes, boxes, digit_size = choose_strokes(strokes, boxes)
+    digits, boxes = join_strokes(strokes, boxes, digit_size)
     if not len(boxes):
         raise InputError("no digit found in it; each must stand out from its paper, and apart from other ink")
     order, rows = reading_order(boxes)
@@ -249,46 +252,47 @@ def remove_paper(pixels):
     """Turn a picture into its ink alone: bright strokes on a ground near 0, float32 (height, width)."""
     image = Image.fromarray(pixels).convert("RGBA")
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
-    grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)
-    # A shadow darkens ink and paper by one factor, so in logarithms the ink stands out in it nearly as in the light.
-    grey = np.log1p(grey / 100)  # divided by less than 100, the noise of dark pixels would stand out, too
-    side = min(grey.shape)
+    grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
+    # A shadow darkens ink and paper by one factor. In logarithms that is one difference, so ink in a shadow stands out
+    # nearly as in the light. 1 + grey / 100 is for dark pixels: their logarithms alone would make noise stand out.
+    brightness = np.log(1 + grey / 100)
+
     # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of its surroundings. Ink
     # differs most from them, and in cubes, which keep their sign, large differences outweigh all small ones.
-    # Surroundings of a third of the side: in smaller ones a broad stroke is most of them; in larger ones the light is
-    # less even.
-    difference = grey - ndimage.uniform_filter(grey, 1 + side // 3)
-    if (difference**3).mean() < 0:
-        grey = -grey  # now the ink is the brighter part
-    grey = ndimage.gaussian_filter(grey, side / 600)  # against noise. More: thin strokes fade; less: specks stay
-    # An opening: each pixel becomes the darkest in a window around it, then the brightest of these in a window. What is
-    # bright and narrower than the window, the ink, is gone, and the paper is left. Wider: the edges of shadows stay;
-    # narrower: broad strokes are hollowed out.
-    width = max(15, int(0.2 * side))
-    padded = np.pad(grey, width, "edge")  # so that a desk or a shadow at the border is wide enough to be removed
-    paper = ndimage.grey_opening(padded, width)[width:-width, width:-width]
-    return grey - paper
+    side = min(brightness.shape)
+    window = 1 + side // 3  # higher: its light is uneven; lower: a broad stroke fills it
+    surroundings = ndimage.uniform_filter(brightness, window)
+    if ((brightness - surroundings) ** 3).mean() < 0:
+        brightness = -brightness  # now the ink is the brighter part
+    blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
+    brightness = ndimage.gaussian_filter(brightness, blur)
+
+    # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
+    # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
+    window = max(15, int(0.2 * side))  # higher: the edges of shadows stay; lower: broad strokes are hollowed out
+    padded = np.pad(brightness, window, "edge")  # so that a desk or a shadow at the border is as wide as the window
+    paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
+    return brightness - paper
 
 
 def find_strokes(ink):
-    """Number the strokes of ink: return a picture (height, width) of numbers, 0 for the ground, and the strokes' boxes.
-
-    The first box is that of stroke 1.
-    """
-    usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink, without its blurred edges
+    """Number the strokes of ink, without ruled lines, faint ones and specks: return the numbered picture, the boxes."""
+    usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink; a third leaves out paper and blurred edges
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     horizontal = ruled_lines(strong)
     vertical = ruled_lines(strong.T).T  # found in the picture on its side
-    strong &= ~horizontal & ~vertical
-    # Connected pixels get the same number; by the 3x3 ones, those that meet at a corner are connected, too.
-    strokes, count = ndimage.label(strong, np.ones((3, 3)))
+    strong = strong & ~(horizontal | vertical)
+
+    touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
+    strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
+
+    # Creases and the edges of shadows are weaker than ink. Higher: faint digits are lost; lower: creases are read. At
+    # least 0.12, which is white paper darkened by a sixth: there may be no ink at all.
     strength = ndimage.mean(ink, strokes, range(1, count + 1))
-    left, top, right, bottom = find_boxes(strokes).T
-    lengths = np.maximum(right - left, bottom - top)
-    # Weaker strokes are creases and the edges of shadows. Higher: faint digits are lost; lower: creases are read. The
-    # fixed limit, paper darkened by a sixth, is for pictures that hold no ink at all.
     is_ink = strength > max(0.55 * usual, 0.12)
-    is_long = lengths > max(3, min(ink.shape) / 40)  # no speck. Higher: small digits are lost; lower: dust is read
+    # Higher: small digits are lost; lower: dust is read. In tiny pictures a digit has more than 3 pixels, too.
+    left, top, right, bottom = find_boxes(strokes).T
+    is_long = np.maximum(right - left, bottom - top) > max(3, min(ink.shape) / 40)
     return keep(strokes, is_ink & is_long)
 
 
@@ -298,10 +302,10 @@ def ruled_lines(strong):
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
     grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: the short runs of a slanted line now overlap
-    # An opening, as in remove_paper(), with a window of one row keeps only runs of at least its length. Shorter: the
-    # bars of digits are taken for lines, and in small pictures whole digits; longer: lines that digits interrupt are
-    # missed.
-    runs = ndimage.grey_opening(grown, (1, max(50, int(0.15 * strong.shape[1]))))
+    # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines (and whole digits in
+    # small pictures, if it weren't at least 50).
+    length = max(50, int(0.15 * strong.shape[1]))
+    runs = ndimage.grey_opening(grown, (1, length))  # an opening of one row: of True pixels, it leaves runs so long
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
@@ -312,33 +316,56 @@ def ruled_lines(strong):
 
 
 def find_boxes(strokes):
-    """Return the boxes, int (n, 4), of the strokes in a picture of their numbers."""
-    slices = ndimage.find_objects(strokes)
-    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], int).reshape(-1, 4)
+    """Return the boxes, int (n, 4), of the strokes in a numbered picture."""
+    slices = ndimage.find_objects(strokes)  # for each stroke, its rows and its columns
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in slices]
+    return np.array(boxes, int).reshape(-1, 4)  # even of none
 
 
 def keep(strokes, kept):
     """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
-    numbers = np.cumsum(kept) * kept  # the new ones: 1, 2, 3, ..., and 0 for those that go
-    strokes = np.append(0, numbers)[strokes]  # for each pixel: the ground stays 0
+    new_numbers = np.cumsum(kept) * kept  # for True, False, True: 1, 0, 2
+    strokes = np.append(0, new_numbers)[strokes]  # looks up each pixel's new number; that of 0, the ground, is 0
     return strokes, find_boxes(strokes)
 
 
-def leave_out_frames(strokes, boxes):
+def choose_strokes(strokes, boxes):
     """Leave out frames and what the border cuts off: return the other strokes, their boxes and a digit's usual size."""
-    frame = find_frames(strokes, boxes)
+    is_frame = find_frames(strokes, boxes)
     left, top, right, bottom = boxes.T
     picture_height, picture_width = strokes.shape
     at_border = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    size = usual_size(boxes[~frame & ~at_border])
-    if size == 0:  # all digits lie at the border: it is no reason to leave one out
-        return *keep(strokes, ~frame), usual_size(boxes[~frame])
-    # A digit at the border is read, too, if its middle lies inside the picture (less far, and the edges of a desk are
-    # read) and it isn't much higher than others (higher, and a line from border to border is read).
+    digit_size = usual_size(boxes[~is_frame & ~at_border])
+    if digit_size == 0:  # everything lies at the border, so that is no reason to leave it out
+        at_border[:] = False
+        digit_size = usual_size(boxes[~is_frame])
+
+    # Beside other digits, one at the border is read if its centre is well inside the picture and it isn't very high.
     x, y = (left + right) / 2, (top + bottom) / 2
-    reaches_in = np.min([x, y, picture_width - x, picture_height - y], axis=0) > 0.3 * size
-    not_too_high = bottom - top < 1.9 * size
-    return *keep(strokes, ~frame & (~at_border | (reaches_in & not_too_high))), size
+    depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # of the centre, from the nearest edge
+    is_deep = depth > 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
+    is_high = bottom - top > 1.9 * digit_size  # higher: a line across the picture is read; lower: long tails aren't
+    is_cut = at_border & ~(is_deep & ~is_high)
+    strokes, boxes = keep(strokes, ~is_frame & ~is_cut)
+    return strokes, boxes, digit_size
+
+
+def find_frames(strokes, boxes):
+    """Return which strokes are frames, bool (n,): hollow, and with other strokes inside."""
+    left, top, right, bottom = boxes.T
+    x, y = (left + right) / 2, (top + bottom) / 2
+    widths, heights = right - left, bottom - top
+    is_frame = np.zeros(len(boxes), bool)
+    for i in range(len(boxes)):
+        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])  # by the others' centres
+        inside[i] = False  # the centre of the stroke itself
+        # Higher: the frame of a small digit is read; lower: a speck makes a 0 a frame.
+        holds_strokes = heights[inside].sum() > heights[i] / 5
+        third_x, third_y = widths[i] // 3, heights[i] // 3
+        core = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
+        is_hollow = i + 1 not in core  # strokes[...] are numbered from 1, boxes[...] from 0
+        is_frame[i] = holds_strokes and is_hollow
+    return is_frame
 
 
 def usual_size(boxes):
@@ -348,89 +375,78 @@ def usual_size(boxes):
     return np.average(lengths, weights=lengths) if len(boxes) else 0  # weighted, so that dots hardly count
 
 
-def find_frames(strokes, boxes):
-    """Tell which strokes are frames, bool (n,): hollow, and with other strokes inside."""
-    left, top, right, bottom = boxes.T
-    x, y, widths, heights = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
-    frame = np.zeros(len(boxes), bool)
-    for i in range(len(boxes)):
-        # The strokes whose middle is inside have a fifth of its height or more, together. Less: a speck makes a 0 a
-        # frame; more: the frame of a small digit is read.
-        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])
-        inside[i] = False
-        holds_strokes = heights[inside].sum() > heights[i] / 5
-        # Hollow: none of its ink is in its middle third.
-        third_x, third_y = widths[i] // 3, heights[i] // 3
-        middle = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
-        is_hollow = i + 1 not in middle  # strokes are numbered from 1
-        frame[i] = holds_strokes and is_hollow
-    return frame
-
-
-def join_strokes(strokes, boxes, size):
-    """Join the strokes of each digit: give all its pixels one number, and return the digits and their boxes."""
-    together = np.zeros((len(boxes), len(boxes)), bool)
+def join_strokes(strokes, boxes, digit_size):
+    """Join the strokes of each digit: return the picture with the digits' numbers instead, and the digits' boxes."""
+    joined = np.zeros((len(boxes), len(boxes)), bool)
     for a in range(len(boxes)):
         for b in range(a):
-            together[a, b] = belong_together(boxes[a], boxes[b], size)
-    # If a belongs to b and b to c, all three are one digit. Each stroke gets the number of its digit, from 0 on.
-    _, digit_of_stroke = connected_components(together, directed=False)
+            joined[a, b] = belong_together(boxes[a], boxes[b], digit_size)
+    # If a is joined to b and b to c, all three are one digit. Each stroke gets the number of its digit, from 0 on.
+    _, digit_of_stroke = connected_components(joined, directed=False)
     digits = np.append(0, digit_of_stroke + 1)[strokes]  # looked up for each pixel, as in keep()
+
     left, top, right, bottom = find_boxes(digits).T
     widths, heights = right - left, bottom - top
-    # Dots and dashes are no digits. Taken for a dot, if higher: small digits, too; if lower: fewer blots. Taken for a
-    # dash, if higher: fewer dashes; if lower: broad, flat digits, too.
-    return keep(digits, (heights > 0.36 * size) & (widths < 3 * heights))
+    is_dot = heights < 0.36 * digit_size  # higher: small digits are lost; lower: blots are read
+    is_dash = widths > 3 * heights  # higher: dashes are read; lower: broad, flat digits are lost
+    return keep(digits, ~is_dot & ~is_dash)
 
 
-def belong_together(a, b, size):
-    """Tell from their boxes whether strokes a and b are parts of a digit: one over the other, close, not too high."""
+def belong_together(a, b, digit_size):
+    """Return whether strokes with the boxes a and b are parts of one digit.
+
+    That is, one lies above the other, close to it, and together they are no higher than a digit.
+    """
     left_a, top_a, right_a, bottom_a = a
     left_b, top_b, right_b, bottom_b = b
-    overlap = min(right_a, right_b) - max(left_a, left_b)  # sideways; below 0 if one lies beside the other
-    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # from the upper one down to the lower one
-    height = max(bottom_a, bottom_b) - min(top_a, top_b)  # of both together
-    # With less overlap, digits are joined that lean over one another; with a wider gap or more height, rows. With more
-    # overlap, a narrower gap or less height, the bar of a 5 stays alone.
+    # How far they overlap sideways. Higher: a 5 loses its bar; lower: digits that lean over one another are joined.
+    overlap = min(right_a, right_b) - max(left_a, left_b)  # negative if one stands beside the other
     narrower = min(right_a - left_a, right_b - left_b)
-    return overlap > 0.3 * narrower and gap < 0.2 * size and height < 1.7 * size
+    # From the upper one's bottom to the lower one's top. Higher: the row below is joined; lower: a 5 loses its bar.
+    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # negative if they overlap
+    # From the upper one's top to the lower one's bottom. Higher: rows are joined; lower: tall digits in pieces aren't.
+    height = max(bottom_a, bottom_b) - min(top_a, top_b)
+    return overlap > 0.3 * narrower and gap < 0.2 * digit_size and height < 1.7 * digit_size
 
 
 def reading_order(boxes):
     """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
     left, top, _, bottom = boxes.T
-    middles = (top + bottom) / 2
-    half = np.median(bottom - top) / 2  # of a digit's height
+    y = (top + bottom) / 2  # of the centres
+    # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
+    step = np.median(bottom - top) / 2
     rows = np.zeros(len(boxes), int)
-    row, last = 0, middles.min()
-    for i in middles.argsort():  # downwards
-        # A box that lies half a digit below the last one begins a row. Less: a slanted row falls apart; more: two rows
-        # are read as one.
-        if middles[i] - last > half:
+    row, last_y = 0, y.min()
+    for i in y.argsort():  # downwards
+        if y[i] > last_y + step:
             row += 1
-        rows[i], last = row, middles[i]
-    order = sorted(range(len(boxes)), key=lambda i: (rows[i], left[i]))
+        rows[i] = row
+        last_y = y[i]
+    order = np.array(sorted(range(len(boxes)), key=lambda i: (rows[i], left[i])))
     return order, rows[order]
 
 
 def cut_out(ink, box):
-    """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of about MNIST's width."""
+    """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
     left, top, right, bottom = box
     digit = ink[top:bottom, left:right]
-    digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)  # the strongest fifth becomes 1, as in MNIST
+    # The strongest fifth becomes 1. Higher than 80: faint parts stay faint; lower: blurred edges become ink.
+    digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)
     digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
-    width = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
-    # MNIST's strokes take about 10 of 100 pixels. More: loops fill; less: thin strokes vanish when scaled down.
-    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + max(0, round(10 - width))))
+    pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
+    # MNIST's pen is about 10 of 100 pixels. Higher: loops fill; lower: thin strokes vanish when scaled down.
+    missing = max(0, round(10 - pen))
+    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))  # the brightest in a window: strokes grow
 
 
 def other_ink(pixels, boxes):
     """Return the boxes of the strokes that lie in none of the digits' `boxes`, and so weren't read."""
     _, others = find_strokes(remove_paper(pixels))
+    left, top, right, bottom = boxes.T
     unread = []
     for box in others:
-        inside = (boxes[:, :2] <= box[:2]).all(axis=1) & (box[2:] <= boxes[:, 2:]).all(axis=1)  # of each digit's box
+        inside = (left <= box[0]) & (top <= box[1]) & (box[2] <= right) & (box[3] <= bottom)  # of each digit's box
         if not inside.any():
             unread.append(box)
     return unread
@@ -439,8 +455,8 @@ def other_ink(pixels, boxes):
 # Drawing in a window
 
 PAPER_SIZE = (520, 400)  # width and height in pixels
-EDGE = 20  # pixels of it that aren't shown: a stroke that leaves the shown part isn't cut by the picture's border
-PEN = 14  # width in pixels
+EDGE = 20  # pixels of it that aren't shown, so that a stroke that leaves the window doesn't touch the picture's border
+PEN = 14  # width in pixels. Higher: loops fill; lower: it is hard to see
 
 
 def draw(data="mnist", model=None):
@@ -503,8 +519,7 @@ def drawing_window(network):
         update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # An attribute, or Python would delete it, as matplotlib doesn't keep it. The width of its line is in points, not in
-    # the drawing's pixels.
+    # Kept in the figure, or Python would delete it. Its line, in points, is about as wide as the drawing's, in pixels.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 
@@ -521,10 +536,12 @@ def main():
         parser.error("--draw takes no pictures")
     if args.draw:
         draw(args.data, args.model)
-    elif not args.pictures:
+    elif args.pictures:
+        answers = read_pictures(args.pictures, args.data, args.model)
+        if len(answers) < len(args.pictures):
+            sys.exit(1)
+    else:
         evaluate_model(args.data, args.model)
-    elif len(read_pictures(args.pictures, args.data, args.model)) < len(args.pictures):
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import os
 import re
 import struct
 import sys
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+os.environ["KERAS_BACKEND"] = "tensorflow"  # before Keras is imported, and whatever it is set to elsewhere
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever Keras is set to elsewhere
-MAX_BYTES = 280_000 * 28 * 28  # of an array: EMNIST Digits is the largest set of this form; more could fill the memory
 DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
 
@@ -62,7 +60,9 @@ def load_data(source="mnist"):
         raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
     check_form(f"{source}: train", x_train, y_train)
     check_form(f"{source}: test", x_test, y_test)
-    return *preprocess(x_train, y_train), *preprocess(x_test, y_test)
+    X_train, y_train = preprocess(x_train, y_train)
+    X_test, y_test = preprocess(x_test, y_test)
+    return X_train, y_train, X_test, y_test
 
 
 # The four sources. Each function returns uint8 images (n, 28, 28) and integer labels (n,).
@@ -95,16 +95,10 @@ def read_npz(path):
     """Return the arrays x_train, y_train, x_test and y_test of an .npz file. Raises InputError."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with zipfile.ZipFile(path) as archive:  # an .npz file is a zip file that holds an .npy file for each array
-            largest = max((member.file_size for member in archive.infolist()), default=0)
-        if largest > MAX_BYTES + 1000:  # 1000 bytes for its header
-            raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
-        with np.load(path) as file:  # which unpickles nothing unless asked to: pickled objects can run code
-            if not set(names) <= set(file.files):
-                raise ValueError(f"its arrays are {', '.join(file.files)}; expected {', '.join(names)}")
-            return [np.asarray(file[name]) for name in names]  # of a member that is no array, NumPy returns bytes
-    except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
-        raise InputError(f"{path}: can't be read as .npz data ({error})") from error
+        with np.load(path) as file:  # NumPy refuses pickled objects, which can run code
+            return [np.asarray(file[name]) for name in names]  # asarray(), as of other content NumPy returns bytes
+    except Exception as error:  # a damaged file makes NumPy raise almost anything
+        raise InputError(f"{path}: can't be read as .npz data with {', '.join(names)} ({error})") from error
 
 
 def read_idx(folder, name):
@@ -113,19 +107,20 @@ def read_idx(folder, name):
     It begins with big-endian integers: one that holds the number of dimensions, then their sizes. The bytes follow.
     """
     ndim = 3 if name.endswith("images") else 1
-    pattern = f"{name}?idx{ndim}-ubyte*"  # `?` is "-", or in Kaggle's copies "."; `*` is nothing or ".gz"
-    path = next(filter(Path.is_file, sorted(Path(folder).glob(pattern))), None)
-    if path is None:
+    paths = sorted(Path(folder).glob(f"{name}?idx{ndim}-ubyte*"))  # ? is "-", in Kaggle's copies "."; * is "" or ".gz"
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
         raise InputError(f"{folder}: has no {name}-idx{ndim}-ubyte, with or without .gz")
+    path = paths[0]
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            magic, *shape = struct.unpack(f">{1 + ndim}I", file.read(4 + 4 * ndim))
-            content = file.read(MAX_BYTES)  # what lies beyond is missed below, where the length is compared
+            header = file.read(4 + 4 * ndim)
+            content = file.read()
+        magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">": big-endian; "I": an integer of 4 bytes
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     if magic != 0x800 + ndim or len(content) != math.prod(shape):  # 0x800 stands for unsigned bytes
-        problem = f"isn't an IDX file of at most {MAX_BYTES // 10**6} MB whose header fits its length"
-        raise InputError(f"{path}: {problem}")
+        raise InputError(f"{path}: isn't an IDX file of {ndim} dimensions whose header fits its length")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -135,7 +130,8 @@ def read_idx(folder, name):
 def preprocess(images, labels):
     """Return images divided by 255, with an axis for the one channel, and labels one-hot; both float32."""
     scaled = np.divide(images, 255, dtype=np.float32)
-    return scaled[..., np.newaxis], np.eye(CLASSES, dtype=np.float32)[labels]
+    one_hot = np.eye(CLASSES, dtype=np.float32)[labels]  # row 3 of the unit matrix is the one-hot label of class 3
+    return scaled[..., np.newaxis], one_hot
 
 
 def fit_to_mnist(ink):
@@ -145,15 +141,15 @@ def fit_to_mnist(ink):
     """
     small = crop_and_scale(ink, 20)
     digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # in the upper left corner
-    by_pixels = [round(14 - place) for place in ndimage.center_of_mass(digit)]  # so that it comes to 14, 14
-    return ndimage.shift(digit, by_pixels, order=0)  # order 0: whole pixels need no interpolation
+    y, x = ndimage.center_of_mass(digit)
+    return ndimage.shift(digit, (round(14 - y), round(14 - x)), order=0)  # order 0: no interpolation
 
 
 def crop_and_scale(ink, length):
     """Return ink, from 0 to 1, cropped and scaled so that its longer side is `length`."""
     visible = Image.fromarray(ink > 0.2)  # higher: faint ends are cut off; lower: a grey rim counts as ink
     image = Image.fromarray(ink.astype(np.float32)).crop(visible.getbbox())  # the smallest box around what is visible
-    size = [max(1, round(length * side / max(image.size))) for side in image.size]
+    size = [max(1, round(length * side / max(image.size))) for side in image.size]  # width and height, at least 1
     scaled = np.asarray(image.resize(size)).clip(0, 1)  # smooth scaling overshoots
     return scaled / scaled.max()
 
@@ -228,8 +224,8 @@ def quiet_start():
 def one_line(text):
     """Return text for a terminal: without line breaks and control codes, and only what the output can encode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)[:500]
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)  # letters it lacks become \u6570 or so
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)[:500]  # longer ones would fill the screen
 
 
 def main():

@@ -199,7 +199,7 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_read(here, end_of, save
 @pytest.mark.parametrize(
     "name, shown",
     [
-        *((name, name) for name in ("my $seven_$ 100%.png", "$\\frac{.png", "数字 😀 שלום.png", "x" * 200 + ".png")),
+        *((name, name) for name in ("my $seven_$ 100%.png", "$\\frac{.png", "数字 😀.png")),
         pytest.param("a\nb\x1b[31m.png", "a b [31m.png", marks=posix),
         pytest.param("\udcff.png", "\\udcff.png", marks=posix),
     ],

@@ -101,7 +101,7 @@ def test_digits_need_no_tensorflow(tmp_path):
 @pytest.mark.parametrize(
     "words, change",
     [
-        (r"can't be read .*its arrays are y_train, x_test, y_test; expected x_train", {"x_train": None}),
+        ("can't be read .*x_train is not a file in the archive", {"x_train": None}),
         (r"train images are uint8 of shape \(30, 27, 28\), expected", {"x_train": np.zeros((30, 27, 28), np.uint8)}),
         ("test images are float32 .*expected uint8", {"x_test": np.zeros((20, 28, 28), np.float32)}),
         (r"test labels are uint8 of shape \(20, 10\), expected", {"y_test": np.zeros((20, 10), np.uint8)}),
@@ -123,24 +123,11 @@ def test_wrong_npz(tmp_path, arrays, monkeypatch, words, change):
 def test_files_that_are_no_npz(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data.npz").write_bytes(content)
-    with pytest.raises(InputError, match="^data.npz: can't be read as .npz data .*not a zip file"):
+    with pytest.raises(InputError, match="^data.npz: can't be read as .npz data with x_train, y_train"):
         load_data("data.npz")
 
 
-def test_more_images_than_the_limit(npz, tmp_path, arrays, monkeypatch):
-    write_idx(tmp_path, arrays)
-    monkeypatch.setattr(module, "MAX_BYTES", 30 * 784 + 16)  # an IDX header has 16 bytes
-    assert len(load_data(npz)[0]) == len(load_data(tmp_path)[0]) == 30
-    monkeypatch.setattr(module, "MAX_BYTES", 20 * 784)
-    with pytest.raises(
-        InputError, match="small.npz: .*an array takes over 0 MB; images must be uint8, at most 280,000"
-    ):
-        load_data(npz)
-    with pytest.raises(InputError, match="train-images-idx3-ubyte: "):
-        load_data(tmp_path)
-
-
-UNFIT = "train-images-idx3-ubyte: isn't an IDX file of at most 219 MB whose header fits its length"
+UNFIT = "train-images-idx3-ubyte: isn't an IDX file of 3 dimensions whose header fits its length"
 ZIPPED = gzip.compress(idx(np.zeros(30, np.uint8)))
 
 
