@@ -23,7 +23,7 @@ with quiet_start():
     from keras import layers
 
     tf.config.list_physical_devices()  # only to have TensorFlow look for a GPU now, as that writes lines, too
-# Whatever ~/.keras/keras.json says.
+# These two count, whatever the user's ~/.keras/keras.json says.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
@@ -92,9 +92,7 @@ def save_model(network, path):
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             file = Path(folder, target.name)
-            file.write_bytes(
-                bytes(1_000_000)
-            )  # fails if there isn't room for the file's 0.4 MB: HDF5 would crash later
+            file.write_bytes(bytes(1_000_000))  # zeros, to see if there is room: on a full disk, HDF5 would crash
             network.save(file)
             with h5py.File(file, "a") as groups:
                 # Keras loads the optimizer's state wrongly, so that fit() would fail; without it, fit() starts afresh.

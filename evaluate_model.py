@@ -51,7 +51,8 @@ def evaluate_model(data="mnist", model=None):
     loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
-    # In which the accuracy over all images of the kind lies. Of the usual formulas, Wilson's also holds near 100 %.
+    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Of the
+    # usual formulas, Wilson's also holds near 100 %.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
@@ -73,7 +74,7 @@ def evaluate_model(data="mnist", model=None):
 
 
 def draw_confusion_matrix(matrix):
-    """Return a figure of the counts, true class by row. Only errors are coloured: beside the hits, they look white."""
+    """Return a figure of the counts, true class by row. Only errors are coloured: with the hits, they'd be white."""
     figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
     errors = matrix - np.diag(np.diag(matrix))
     sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", cbar_kws={"label": "Errors"}, ax=ax)
@@ -98,7 +99,7 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
-SURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones do; lower: few wrong ones do
+SURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones get it; lower: few wrong ones
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -156,7 +157,7 @@ def digit_texts(probabilities):
 
 
 def draw_predictions(shown):
-    """Return a figure of pictures with a red box and the digit read at every place, and grey boxes for other ink.
+    """Return a figure of pictures with a red box and the digit read at every place, and grey boxes for other strokes.
 
     A picture of one digit has beside it what the network saw.
     """
@@ -169,7 +170,7 @@ def draw_predictions(shown):
         name = one_line(Path(picture).name)
         cell.suptitle(name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}", fontsize=9, parse_math=False)
         cell.set(edgecolor="0.7", linewidth=1)
-        axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]
+        axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]  # of the one row
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
         for box in other_ink(pixels, boxes):
@@ -257,12 +258,13 @@ def remove_paper(pixels):
     # nearly as in the light. 1 + grey / 100 is for dark pixels: their logarithms alone would make noise stand out.
     brightness = np.log(1 + grey / 100)
 
-    # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of its surroundings. Ink
-    # differs most from them, and in cubes, which keep their sign, large differences outweigh all small ones.
+    # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of its surroundings. A few,
+    # the ink, differ much from it. Cubes keep the sign, and large ones outweigh many small ones: differences of 1, 1, 1
+    # and -3 have a mean of 0, but their cubes one of -6, so the ink is dark.
     side = min(brightness.shape)
-    window = 1 + side // 3  # higher: its light is uneven; lower: a broad stroke fills it
-    surroundings = ndimage.uniform_filter(brightness, window)
-    if ((brightness - surroundings) ** 3).mean() < 0:
+    around = 1 + side // 3  # pixels. Higher: the light is less even there; lower: a broad stroke fills it
+    difference = brightness - ndimage.uniform_filter(brightness, around)
+    if (difference**3).mean() < 0:
         brightness = -brightness  # now the ink is the brighter part
     blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
     brightness = ndimage.gaussian_filter(brightness, blur)
@@ -286,13 +288,13 @@ def find_strokes(ink):
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
     strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
 
-    # Creases and the edges of shadows are weaker than ink. Higher: faint digits are lost; lower: creases are read. At
-    # least 0.12, which is white paper darkened by a sixth: there may be no ink at all.
-    strength = ndimage.mean(ink, strokes, range(1, count + 1))
-    is_ink = strength > max(0.55 * usual, 0.12)
-    # Higher: small digits are lost; lower: dust is read. In tiny pictures a digit has more than 3 pixels, too.
+    # Creases and the edges of shadows are weaker than ink, and dust is shorter.
+    strength = ndimage.mean(ink, strokes, range(1, count + 1))  # of each stroke
+    least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
+    is_ink = strength > max(least, 0.12)  # 0.12 is white paper darkened by a sixth; there may be no ink at all
     left, top, right, bottom = find_boxes(strokes).T
-    is_long = np.maximum(right - left, bottom - top) > max(3, min(ink.shape) / 40)
+    shortest = min(ink.shape) / 40  # higher: small digits are lost; lower: dust is read
+    is_long = np.maximum(right - left, bottom - top) > max(shortest, 3)  # 3 pixels for tiny pictures
     return keep(strokes, is_ink & is_long)
 
 
@@ -305,7 +307,7 @@ def ruled_lines(strong):
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines (and whole digits in
     # small pictures, if it weren't at least 50).
     length = max(50, int(0.15 * strong.shape[1]))
-    runs = ndimage.grey_opening(grown, (1, length))  # an opening of one row: of True pixels, it leaves runs so long
+    runs = ndimage.grey_opening(grown, (1, length))  # leaves, in each row, only runs of at least so many True pixels
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
@@ -324,8 +326,8 @@ def find_boxes(strokes):
 
 def keep(strokes, kept):
     """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
-    new_numbers = np.cumsum(kept) * kept  # for True, False, True: 1, 0, 2
-    strokes = np.append(0, new_numbers)[strokes]  # looks up each pixel's new number; that of 0, the ground, is 0
+    new_numbers = np.append(0, np.cumsum(kept) * kept)  # for True, False, True: 0 for the ground, then 1, 0, 2
+    strokes = new_numbers[strokes]  # looked up for each pixel: 0, 1, 2 and 3 become 0, 1, 0 and 2
     return strokes, find_boxes(strokes)
 
 
@@ -340,12 +342,12 @@ def choose_strokes(strokes, boxes):
         at_border[:] = False
         digit_size = usual_size(boxes[~is_frame])
 
-    # Beside other digits, one at the border is read if its centre is well inside the picture and it isn't very high.
+    # If there are others, what lies at the border is left out, unless its centre is well inside and it isn't very high.
     x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # of the centre, from the nearest edge
-    is_deep = depth > 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
+    is_shallow = depth < 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
     is_high = bottom - top > 1.9 * digit_size  # higher: a line across the picture is read; lower: long tails aren't
-    is_cut = at_border & ~(is_deep & ~is_high)
+    is_cut = at_border & (is_shallow | is_high)
     strokes, boxes = keep(strokes, ~is_frame & ~is_cut)
     return strokes, boxes, digit_size
 
@@ -363,7 +365,7 @@ def find_frames(strokes, boxes):
         holds_strokes = heights[inside].sum() > heights[i] / 5
         third_x, third_y = widths[i] // 3, heights[i] // 3
         core = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
-        is_hollow = i + 1 not in core  # strokes[...] are numbered from 1, boxes[...] from 0
+        is_hollow = i + 1 not in core  # none of its own pixels, which have the number i + 1
         is_frame[i] = holds_strokes and is_hollow
     return is_frame
 
@@ -387,9 +389,9 @@ def join_strokes(strokes, boxes, digit_size):
 
     left, top, right, bottom = find_boxes(digits).T
     widths, heights = right - left, bottom - top
-    is_dot = heights < 0.36 * digit_size  # higher: small digits are lost; lower: blots are read
+    is_low = heights < 0.36 * digit_size  # a dot. Higher: small digits are lost; lower: blots are read
     is_dash = widths > 3 * heights  # higher: dashes are read; lower: broad, flat digits are lost
-    return keep(digits, ~is_dot & ~is_dash)
+    return keep(digits, ~is_low & ~is_dash)
 
 
 def belong_together(a, b, digit_size):
@@ -418,7 +420,7 @@ def reading_order(boxes):
     rows = np.zeros(len(boxes), int)
     row, last_y = 0, y.min()
     for i in y.argsort():  # downwards
-        if y[i] > last_y + step:
+        if y[i] > last_y + step:  # so far below: a new row
             row += 1
         rows[i] = row
         last_y = y[i]

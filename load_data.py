@@ -104,7 +104,8 @@ def read_npz(path):
 def read_idx(folder, name):
     """Return the images or labels of one IDX file, such as train-images-idx3-ubyte.gz. Raises InputError.
 
-    It begins with big-endian integers: one that holds the number of dimensions, then their sizes. The bytes follow.
+    It begins with big-endian integers: 0x803 for bytes in 3 dimensions or 0x801 for bytes in 1, then the dimensions'
+    sizes. The bytes follow.
     """
     ndim = 3 if name.endswith("images") else 1
     paths = sorted(Path(folder).glob(f"{name}?idx{ndim}-ubyte*"))  # ? is "-", in Kaggle's copies "."; * is "" or ".gz"
@@ -113,13 +114,14 @@ def read_idx(folder, name):
         raise InputError(f"{folder}: has no {name}-idx{ndim}-ubyte, with or without .gz")
     path = paths[0]
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+        with opened as file:
             header = file.read(4 + 4 * ndim)
             content = file.read()
         magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">": big-endian; "I": an integer of 4 bytes
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
-    if magic != 0x800 + ndim or len(content) != math.prod(shape):  # 0x800 stands for unsigned bytes
+    if magic != 0x800 + ndim or len(content) != math.prod(shape):
         raise InputError(f"{path}: isn't an IDX file of {ndim} dimensions whose header fits its length")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -146,9 +148,10 @@ def fit_to_mnist(ink):
 
 
 def crop_and_scale(ink, length):
-    """Return ink, from 0 to 1, cropped and scaled so that its longer side is `length`."""
+    """Return ink, from 0 to 1, cropped, its longer side scaled to `length` pixels and its strongest pixel to 1."""
     visible = Image.fromarray(ink > 0.2)  # higher: faint ends are cut off; lower: a grey rim counts as ink
-    image = Image.fromarray(ink.astype(np.float32)).crop(visible.getbbox())  # the smallest box around what is visible
+    box = visible.getbbox()  # the smallest box around it
+    image = Image.fromarray(ink.astype(np.float32)).crop(box)
     size = [max(1, round(length * side / max(image.size))) for side in image.size]  # width and height, at least 1
     scaled = np.asarray(image.resize(size)).clip(0, 1)  # smooth scaling overshoots
     return scaled / scaled.max()
@@ -193,11 +196,11 @@ def run(main):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        closed_pipe = errno.EINVAL if os.name == "nt" else errno.EPIPE
-        if error.errno != closed_pipe:
+    except OSError as error:  # perhaps the program that reads our output has quit, as in `... | head -1`
+        reader_quit = errno.EINVAL if os.name == "nt" else errno.EPIPE
+        if error.errno != reader_quit:
             raise
-        os._exit(1)  # the output's reader has quit (`... | head -1`); Python's own last flush would fail, too
+        os._exit(1)  # at a usual exit, Python would write the rest of the output, and fail again
 
 
 @contextlib.contextmanager
@@ -213,7 +216,7 @@ def quiet_start():
         return
     stderr = os.dup(2)  # a copy to come back to
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+        os.dup2(nowhere.fileno(), 2)  # from here on, descriptor 2 is that file
     try:
         yield
     finally:
