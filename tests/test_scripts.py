@@ -75,21 +75,6 @@ def test_model_of_the_readmes_own_training_evaluates(end_of, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "name, defaults",
-    [
-        ("load_data", ["(default: mnist)"]),
-        ("build_model", []),
-        ("train_model", ["mnist)", "(default: 10)", "(default: 128)", "(default: 0)", "_classification_model.h5"]),
-        ("evaluate_model", ["(default: mnist)", "_classification_model.h5"]),
-    ],
-)
-def test_help_states_the_defaults(name, defaults, end_of):
-    end = end_of(__import__(name), "--help")
-    assert (end.code, end.err) == (0, "")
-    assert all(default in " ".join(end.out.split()) for default in defaults)
-
-
-@pytest.mark.parametrize(
     "name, args, words",
     [
         ("train_model", ["--epochs", "1.5"], "--epochs: invalid int value: '1.5'"),
