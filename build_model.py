@@ -86,7 +86,8 @@ def model_path(data, model=None):
 def save_model(network, path):
     """Save a compiled network as an .h5 file that appears whole or not at all. Raises InputError.
 
-    It can be loaded by `keras.models.load_model()`, and trained further.
+    It is written to a temporary folder beside `path`, then moved. `keras.models.load_model()` loads it, and `fit()`
+    trains it further.
     """
     target = Path(os.path.realpath(path))  # where a symbolic link leads
     try:

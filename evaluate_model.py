@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# Before the others, as it starts TensorFlow quietly.
+# build_model before the others: it starts TensorFlow quietly.
 from build_model import keras, load_model, model_parser, model_path, save_and_show, verbosity
 from load_data import CLASSES, InputError, crop_and_scale, fit_to_mnist, load_data, one_line, run
 
@@ -41,7 +41,7 @@ def evaluate_model(data="mnist", model=None):
         `confusion_matrix` (integers of shape (10, 10), true class by row).
 
     Raises:
-        InputError: bad data, no such model, or one that doesn't fit these images.
+        InputError: bad data, no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
     _, _, X_test, y_test = load_data(data)
@@ -99,7 +99,7 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
-SURE = 0.8  # a digit of a lower probability gets a question mark. Higher: many right ones get it; lower: few wrong ones
+SURE = 0.8  # less probable digits get a question mark. Higher: many right ones are doubted; lower: few wrong ones are
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -115,7 +115,7 @@ def read_pictures(pictures, data="mnist", model=None):
         A list of (path, float32 class probabilities of shape (digits, 10)) of the pictures read.
 
     Raises:
-        InputError: no such model, or one that doesn't fit these images.
+        InputError: no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
     if path.name == model_path("digits").name:
@@ -141,6 +141,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
 def describe(probabilities, rows):
     """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
+    # In the second case, texts are "1", "2" and "3?", and rows 0, 0 and 1.
     texts = np.array(digit_texts(probabilities))
     text = " ".join("".join(texts[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
@@ -170,7 +171,8 @@ def draw_predictions(shown):
         name = one_line(Path(picture).name)
         cell.suptitle(name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}", fontsize=9, parse_math=False)
         cell.set(edgecolor="0.7", linewidth=1)
-        axes = cell.subplots(1, 2 if len(images) == 1 else 1, squeeze=False)[0]  # of the one row
+        parts = 2 if len(images) == 1 else 1
+        axes = cell.subplots(1, parts, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
         for box in other_ink(pixels, boxes):
@@ -191,8 +193,15 @@ def draw_box(ax, box, color):
     ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=0.8))
 
 
-# Finding the digits in a picture: 1. load it, 2. remove the paper, 3. number the strokes of ink, 4. choose those that
-# digits are made of, 5. put the strokes of a digit together, 6. sort the digits, 7. make each look like MNIST's.
+# Finding the digits in a picture
+#
+# 1. load_picture()
+# 2. remove_paper(): only ink is left
+# 3. find_strokes(): number its connected pieces; ruled lines, faint pieces and specks are dropped
+# 4. choose_strokes(): drop frames and what the border cuts off
+# 5. join_strokes(): put the pieces of each digit together; dots and dashes are dropped
+# 6. reading_order()
+# 7. cut_out(): make each digit look like MNIST's
 #
 # A stroke is a connected piece of ink: a whole digit, or a part of one. In a numbered picture, int (height, width),
 # the pixels of the first stroke are 1, those of the second 2, and so on; the ground is 0. A box is left, top, right
@@ -230,7 +239,7 @@ def find_digits(pixels):
 def load_picture(path):
     """Load a picture file as uint8 RGBA (height, width, 4), upright, and reduced if it is large.
 
-    Raises InputError, without the file's name.
+    Raises InputError.
     """
     if not os.path.isfile(path):
         raise InputError("is a folder; name the pictures in it" if os.path.isdir(path) else "no such file")
@@ -278,8 +287,8 @@ def remove_paper(pixels):
 
 
 def find_strokes(ink):
-    """Number the strokes of ink, without ruled lines, faint ones and specks: return the numbered picture, the boxes."""
-    usual = np.median(ink[ink >= ink.max() / 3])  # the strength of most ink; a third leaves out paper and blurred edges
+    """Number the strokes, but not ruled lines, faint strokes and specks: return the numbered picture and the boxes."""
+    usual = np.median(ink[ink >= ink.max() / 3])  # of most ink. Higher: only of the strongest; lower: of paper, too
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     horizontal = ruled_lines(strong)
     vertical = ruled_lines(strong.T).T  # found in the picture on its side
@@ -293,8 +302,8 @@ def find_strokes(ink):
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
     is_ink = strength > max(least, 0.12)  # 0.12 is white paper darkened by a sixth; there may be no ink at all
     left, top, right, bottom = find_boxes(strokes).T
-    shortest = min(ink.shape) / 40  # higher: small digits are lost; lower: dust is read
-    is_long = np.maximum(right - left, bottom - top) > max(shortest, 3)  # 3 pixels for tiny pictures
+    shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust is read
+    is_long = np.maximum(right - left, bottom - top) > shortest
     return keep(strokes, is_ink & is_long)
 
 
@@ -304,10 +313,9 @@ def ruled_lines(strong):
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
     grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: the short runs of a slanted line now overlap
-    # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines (and whole digits in
-    # small pictures, if it weren't at least 50).
-    length = max(50, int(0.15 * strong.shape[1]))
-    runs = ndimage.grey_opening(grown, (1, length))  # leaves, in each row, only runs of at least so many True pixels
+    # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
+    length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
+    runs = ndimage.grey_opening(grown, (1, length))  # an opening in rows only: it leaves runs as long as that
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
@@ -326,7 +334,8 @@ def find_boxes(strokes):
 
 def keep(strokes, kept):
     """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
-    new_numbers = np.append(0, np.cumsum(kept) * kept)  # for True, False, True: 0 for the ground, then 1, 0, 2
+    # If kept is True, False, True, its cumulative sums are 1, 1, 2, and the new numbers 0 (of the ground), 1, 0, 2.
+    new_numbers = np.append(0, np.cumsum(kept) * kept)
     strokes = new_numbers[strokes]  # looked up for each pixel: 0, 1, 2 and 3 become 0, 1, 0 and 2
     return strokes, find_boxes(strokes)
 
@@ -342,7 +351,7 @@ def choose_strokes(strokes, boxes):
         at_border[:] = False
         digit_size = usual_size(boxes[~is_frame])
 
-    # If there are others, what lies at the border is left out, unless its centre is well inside and it isn't very high.
+    # What lies at the border is cut off if its centre is near the edge, or if it is very high.
     x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # of the centre, from the nearest edge
     is_shallow = depth < 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
@@ -362,7 +371,7 @@ def find_frames(strokes, boxes):
         inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])  # by the others' centres
         inside[i] = False  # the centre of the stroke itself
         # Higher: the frame of a small digit is read; lower: a speck makes a 0 a frame.
-        holds_strokes = heights[inside].sum() > heights[i] / 5
+        holds_strokes = heights[inside].sum() > 0.2 * heights[i]
         third_x, third_y = widths[i] // 3, heights[i] // 3
         core = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
         is_hollow = i + 1 not in core  # none of its own pixels, which have the number i + 1
@@ -378,7 +387,7 @@ def usual_size(boxes):
 
 
 def join_strokes(strokes, boxes, digit_size):
-    """Join the strokes of each digit: return the picture with the digits' numbers instead, and the digits' boxes."""
+    """Give all strokes of a digit its number, and drop dots and dashes: return the numbered picture and the boxes."""
     joined = np.zeros((len(boxes), len(boxes)), bool)
     for a in range(len(boxes)):
         for b in range(a):
@@ -397,18 +406,18 @@ def join_strokes(strokes, boxes, digit_size):
 def belong_together(a, b, digit_size):
     """Return whether strokes with the boxes a and b are parts of one digit.
 
-    That is, one lies above the other, close to it, and together they are no higher than a digit.
+    That is, one lies above the other or in it, close to it, and together they are no higher than a digit.
     """
     left_a, top_a, right_a, bottom_a = a
     left_b, top_b, right_b, bottom_b = b
-    # How far they overlap sideways. Higher: a 5 loses its bar; lower: digits that lean over one another are joined.
-    overlap = min(right_a, right_b) - max(left_a, left_b)  # negative if one stands beside the other
+    overlap = min(right_a, right_b) - max(left_a, left_b)  # sideways; negative if one stands beside the other
     narrower = min(right_a - left_a, right_b - left_b)
-    # From the upper one's bottom to the lower one's top. Higher: the row below is joined; lower: a 5 loses its bar.
-    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # negative if they overlap
-    # From the upper one's top to the lower one's bottom. Higher: rows are joined; lower: tall digits in pieces aren't.
-    height = max(bottom_a, bottom_b) - min(top_a, top_b)
-    return overlap > 0.3 * narrower and gap < 0.2 * digit_size and height < 1.7 * digit_size
+    is_above = overlap > 0.3 * narrower  # higher: a 5 loses its bar; lower: digits that lean over others are joined
+    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # from the upper one's bottom to the lower one's top
+    is_close = gap < 0.2 * digit_size  # higher: the row below is joined; lower: a 5 loses its bar
+    height = max(bottom_a, bottom_b) - min(top_a, top_b)  # from the upper one's top to the lower one's bottom
+    is_digit_high = height < 1.7 * digit_size  # higher: rows are joined; lower: tall digits stay in pieces
+    return is_above and is_close and is_digit_high
 
 
 def reading_order(boxes):
@@ -416,7 +425,7 @@ def reading_order(boxes):
     left, top, _, bottom = boxes.T
     y = (top + bottom) / 2  # of the centres
     # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
-    step = np.median(bottom - top) / 2
+    step = 0.5 * np.median(bottom - top)
     rows = np.zeros(len(boxes), int)
     row, last_y = 0, y.min()
     for i in y.argsort():  # downwards
@@ -439,7 +448,8 @@ def cut_out(ink, box):
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # MNIST's pen is about 10 of 100 pixels. Higher: loops fill; lower: thin strokes vanish when scaled down.
     missing = max(0, round(10 - pen))
-    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))  # the brightest in a window: strokes grow
+    # Each pixel becomes the brightest in a window: a window of 1 changes nothing, of 2 widens strokes by a pixel.
+    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))
 
 
 def other_ink(pixels, boxes):
@@ -489,8 +499,10 @@ def drawing_window(network):
     on_paper = paper.imshow(drawings[0])
     paper.set(xlim=(EDGE, PAPER_SIZE[0] - EDGE), ylim=(PAPER_SIZE[1] - EDGE, EDGE), xticks=[], yticks=[])
     paper.set_xlabel("Draw here.   c: clear   z: take the last stroke back")
-    seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
+    seen.set(title="the last digit in the row,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
     bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
+
+    # After each stroke and key, update() reads the drawing.
 
     def update():
         on_paper.set_data(drawings[-1])
@@ -521,7 +533,7 @@ def drawing_window(network):
         update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # Kept in the figure, or Python would delete it. Its line, in points, is about as wide as the drawing's, in pixels.
+    # Kept in the figure, or Python would delete it. Its line is seen only while drawing, about as wide as PEN.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 

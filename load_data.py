@@ -48,20 +48,20 @@ def load_data(source="mnist"):
     """
     source = os.fspath(source)
     if source == "mnist":
-        x_train, y_train, x_test, y_test = download_mnist()
+        train_images, train_labels, test_images, test_labels = download_mnist()
     elif source == "digits":
-        x_train, y_train, x_test, y_test = enlarge_digits()
+        train_images, train_labels, test_images, test_labels = enlarge_digits()
     elif os.path.isdir(source):
         names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-        x_train, y_train, x_test, y_test = [read_idx(source, name) for name in names]
+        train_images, train_labels, test_images, test_labels = [read_idx(source, name) for name in names]
     elif os.path.isfile(source):
-        x_train, y_train, x_test, y_test = read_npz(source)
+        train_images, train_labels, test_images, test_labels = read_npz(source)
     else:
         raise InputError(f"{source}: no such file or folder; the data can be {DATA_HELP}")
-    check_form(f"{source}: train", x_train, y_train)
-    check_form(f"{source}: test", x_test, y_test)
-    X_train, y_train = preprocess(x_train, y_train)
-    X_test, y_test = preprocess(x_test, y_test)
+    check_form(f"{source}: train", train_images, train_labels)
+    check_form(f"{source}: test", test_images, test_labels)
+    X_train, y_train = preprocess(train_images, train_labels)
+    X_test, y_test = preprocess(test_images, test_labels)
     return X_train, y_train, X_test, y_test
 
 
@@ -96,7 +96,7 @@ def read_npz(path):
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(path) as file:  # NumPy refuses pickled objects, which can run code
-            return [np.asarray(file[name]) for name in names]  # asarray(), as of other content NumPy returns bytes
+            return [np.asarray(file[name]) for name in names]  # anything but an array would be bytes
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data with {', '.join(names)} ({error})") from error
 
@@ -118,7 +118,7 @@ def read_idx(folder, name):
         with opened as file:
             header = file.read(4 + 4 * ndim)
             content = file.read()
-        magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">": big-endian; "I": an integer of 4 bytes
+        magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">4I": 4 big-endian integers, 0x803, 60000, 28, 28
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     if magic != 0x800 + ndim or len(content) != math.prod(shape):
@@ -142,7 +142,7 @@ def fit_to_mnist(ink):
     It is cropped, scaled to fit 20x20 pixels, and placed so that its centre of mass is at 14, 14.
     """
     small = crop_and_scale(ink, 20)
-    digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # in the upper left corner
+    digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # below and to the right
     y, x = ndimage.center_of_mass(digit)
     return ndimage.shift(digit, (round(14 - y), round(14 - x)), order=0)  # order 0: no interpolation
 
@@ -205,12 +205,12 @@ def run(main):
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hide what TensorFlow writes to stderr while it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL.
+    """Hide what TensorFlow writes to stderr while it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL to 0, 1 or 3.
 
     It writes about six lines that no setting hides, and not through Python, but to file descriptor 2, which is what the
     operating system calls stderr. So for that time, descriptor 2 is a file that drops everything.
     """
-    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: afterwards, it writes errors only
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # ours: afterwards, it writes errors only
     if level != "2" or sys.stderr is None:  # None: a program without a terminal, such as pythonw
         yield
         return

@@ -295,6 +295,16 @@ def test_dots_hardly_count_for_the_usual_size_of_a_digit():
     assert np.array_equal(kept, strokes) and len(boxes) == 7 and 60 < size <= 100
 
 
+def test_what_the_border_cuts_is_left_out_unless_most_of_a_digit_is_seen():
+    boxes = [(100, 100, 160, 200), (0, 100, 40, 200), (200, 100, 260, 250), (290, 100, 300, 200), (180, 0, 190, 250)]
+    strokes = np.zeros((250, 300), int)
+    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
+        strokes[top:bottom, left:right] = number
+    _, kept, size = choose_strokes(strokes, np.array(boxes))
+    assert size == 100
+    assert kept.tolist() == [[100, 100, 160, 200], [200, 100, 260, 250]]
+
+
 def joined_boxes(*boxes):
     """Return the boxes of the digits that filled boxes as strokes make, where digits have a size of 100."""
     strokes = np.zeros((250, 250), int)
@@ -315,7 +325,7 @@ def test_strokes_are_joined_by_their_boxes():
     ]:
         left, top, right, bottom = np.minimum(body, other)[:2].tolist() + np.maximum(body, other)[2:].tolist()
         assert ([left, top, right, bottom] in joined_boxes(body, other).tolist()) == joined, other
-    assert len(joined_boxes((0, 0, 100, 20), (0, 50, 10, 80))) == 0, "a dash and a dot"
+    assert len(joined_boxes((0, 0, 160, 45), (0, 90, 10, 120))) == 0, "a thick dash and a dot"
 
 
 def test_a_digit_becomes_20_pixels_long_with_strokes_of_mnists_width():
