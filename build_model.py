@@ -149,7 +149,7 @@ def load_model(data="mnist", model=None):
     if not all(np.isfinite(weights).all() for weights in network.get_weights()):
         raise InputError(f"{path}: not all of its weights are finite numbers; train it again")
     probabilities = network(np.ones((1, *IMAGE_SHAPE), np.float32), training=False).numpy()  # of an image full of ink
-    if not (probabilities.min() >= 0 and abs(probabilities.sum() - 1) < 0.01):  # NaN fails both comparisons
+    if not (probabilities.min() >= 0 and abs(probabilities.sum() - 1) <= 1e-3):  # NaN fails both comparisons
         raise InputError(f"{path}: its outputs are no probabilities; it must end with a softmax")
     return network, path
 

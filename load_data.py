@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sklearn.model_selection import train_test_split
 os.environ["KERAS_BACKEND"] = "tensorflow"  # before Keras is imported, and whatever it is set to elsewhere
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
+MAX_BYTES = 280_000 * 28 * 28  # of an array: EMNIST Digits is the largest set of this form; more could fill the memory
 DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
 
@@ -95,7 +97,10 @@ def read_npz(path):
     """Return the arrays x_train, y_train, x_test and y_test of an .npz file. Raises InputError."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path) as file:  # NumPy refuses pickled objects, which can run code
+        # An .npz file is a zip file of arrays. np.load() refuses pickled objects, which can run code.
+        with zipfile.ZipFile(path) as archive, np.load(path) as file:
+            if max(member.file_size for member in archive.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
+                raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
             return [np.asarray(file[name]) for name in names]  # anything but an array would be bytes
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data with {', '.join(names)} ({error})") from error
@@ -117,12 +122,13 @@ def read_idx(folder, name):
         opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
         with opened as file:
             header = file.read(4 + 4 * ndim)
-            content = file.read()
+            content = file.read(MAX_BYTES)  # what lies beyond is missed below, where the length is compared
         magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">4I": 4 big-endian integers, 0x803, 60000, 28, 28
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     if magic != 0x800 + ndim or len(content) != math.prod(shape):
-        raise InputError(f"{path}: isn't an IDX file of {ndim} dimensions whose header fits its length")
+        limit = f"at most {MAX_BYTES // 10**6} MB"
+        raise InputError(f"{path}: isn't an IDX file ({limit}) of {ndim} dimensions with a header that fits its length")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

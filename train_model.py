@@ -28,10 +28,9 @@ CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: it overfits; larger: ill
 def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, model=None, augment=True, callbacks=None):
     """Train the CNN on `data`, save it to the file `model` and draw its curves beside it.
 
-    The test set is used for the curves only; nothing is chosen by it. Where it is
-    faster, the network computes in bfloat16 while it is trained; its weights, and what is
-    saved, are float32. The same seed gives the same weights, bit for bit, on the same CPU, number of
-    cores and versions.
+    The test set is used for the curves only; nothing is chosen by it. Where it is faster, the
+    network computes in bfloat16 while it is trained; its weights, and what is saved, are float32.
+    The same seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
 
     It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares: to
     train several networks side by side, use processes, such as joblib's, not threads (nor

@@ -107,9 +107,10 @@ run(train_model.main)
 
 @posix
 @pytest.mark.slow
-def test_a_full_disk_spares_the_old_model(here):
+@pytest.mark.parametrize("network", (SMALL_NETWORK, "import train_model\n"), ids=("small", "real"))
+def test_a_full_disk_spares_the_old_model(network, here):
     """Once HDF5 has written a part, it can end Python by a segmentation fault: it must not come so far."""
-    done = python("-c", SMALL_NETWORK + FULL_DISK, *TRAIN, 150_000, cwd=here)
+    done = python("-c", network + FULL_DISK, *TRAIN, 150_000, cwd=here)
     assert done.returncode == 1
     assert_one_line(done.stderr, "m.h5: could not be saved")
     assert_untouched()
@@ -159,6 +160,14 @@ def test_output_that_cant_be_written_is_said_before_training(model, here, monkey
     end = end_of(train_model, "--data", "small.npz", "--model", model)
     assert_one_line(end.code, f"error: {Path(model)}: can't be written (")
     assert "None" not in end.code and sorted(os.listdir()) == ["folder.h5", "m.h5", "small.npz"]
+
+
+def test_a_folder_is_probed_by_creating_a_file(here, monkeypatch, end_of):
+    """os.access says yes to root, and on a read-only share: here only the creation fails."""
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", failing(OSError(errno.EROFS, "Read-only file system")))
+    monkeypatch.setattr(train_model, "load_data", never)
+    assert_one_line(end_of(train_model, *TRAIN).code, "m.h5: can't be written (Read-only file system)")
+    assert_untouched()
 
 
 # Ctrl-C

@@ -8,7 +8,7 @@ from conftest import ROOT, found_in
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from evaluate_model import cut_out, find_boxes, find_digits, find_strokes, join_strokes, choose_strokes, load_picture
+from evaluate_model import choose_strokes, cut_out, find_boxes, find_digits, find_strokes, join_strokes, load_picture
 from evaluate_model import reading_order, remove_paper, ruled_lines
 from load_data import InputError
 

@@ -123,11 +123,24 @@ def test_wrong_npz(tmp_path, arrays, monkeypatch, words, change):
 def test_files_that_are_no_npz(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data.npz").write_bytes(content)
-    with pytest.raises(InputError, match="^data.npz: can't be read as .npz data with x_train, y_train"):
+    with pytest.raises(InputError, match="^data.npz: can't be read as .npz data with x_train, .*not a zip file"):
         load_data("data.npz")
 
 
-UNFIT = "train-images-idx3-ubyte: isn't an IDX file of 3 dimensions whose header fits its length"
+def test_more_images_than_the_limit(npz, tmp_path, arrays, monkeypatch):
+    write_idx(tmp_path, arrays)
+    monkeypatch.setattr(module, "MAX_BYTES", 30 * 784 + 16)  # an IDX header has 16 bytes
+    assert len(load_data(npz)[0]) == len(load_data(tmp_path)[0]) == 30
+    monkeypatch.setattr(module, "MAX_BYTES", 20 * 784)
+    with pytest.raises(InputError, match="small.npz: .*an array takes over"):
+        load_data(npz)
+    with pytest.raises(InputError, match="train-images-idx3-ubyte: "):
+        load_data(tmp_path)
+
+
+UNFIT = (
+    r"train-images-idx3-ubyte: isn't an IDX file \(at most 219 MB\) of 3 dimensions with a header that fits its length$"
+)
 ZIPPED = gzip.compress(idx(np.zeros(30, np.uint8)))
 
 

@@ -25,6 +25,7 @@ def test_a_run_of_the_benchmark_and_of_each_kind_of_row(npz, small_network, monk
     for name, changes in benchmark.ROWS.items():
         assert 0 <= benchmark.our_recipe(arrays, 1, 0, **changes) <= 1, name
     assert train_model.save_model is build_model.save_model, "all is as it was"
+    assert "TensorFlow" in benchmark.machine()
 
 
 def test_pictures_of_each_kind_are_made_and_counted(mnist_like_network):

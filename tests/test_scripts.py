@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import assert_one_line, posix, python
+from conftest import ROOT, assert_one_line, posix, python
 
 import evaluate_model
 import load_data
@@ -75,6 +75,21 @@ def test_model_of_the_readmes_own_training_evaluates(end_of, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
+    "name, defaults",
+    [
+        ("load_data", ["(default: mnist)"]),
+        ("build_model", []),
+        ("train_model", ["mnist)", "(default: 10)", "(default: 128)", "(default: 0)", "_classification_model.h5"]),
+        ("evaluate_model", ["(default: mnist)", "_classification_model.h5"]),
+    ],
+)
+def test_help_states_the_defaults(name, defaults, end_of):
+    end = end_of(__import__(name), "--help")
+    assert (end.code, end.err) == (0, "")
+    assert all(default in " ".join(end.out.split()) for default in defaults)
+
+
+@pytest.mark.parametrize(
     "name, args, words",
     [
         ("train_model", ["--epochs", "1.5"], "--epochs: invalid int value: '1.5'"),
@@ -136,6 +151,16 @@ def test_control_codes_are_taken_out_of_what_is_printed():
     assert len(load_data.one_line("x" * 5000)) <= 500
 
 
+@posix
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream_is_no_failure(stream, npz, tmp_path):
+    """As `>&-` closes stdout, and `2>&-` stderr."""
+    code = f"import os, sys; os.close({stream}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    done = python("-c", code, ROOT / "load_data.py", "--data", npz, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("train images" in done.stdout) == (stream == 2)
+
+
 # A quiet start. TensorFlow starts once in a process, so these have processes of their own.
 
 
@@ -153,3 +178,12 @@ def test_a_setting_of_the_users_own_shows_everything(level, shown, monkeypatch, 
     with load_data.quiet_start():
         os.write(2, b"chatter")
     assert capfd.readouterr().err == shown
+
+
+def test_a_start_that_fails_keeps_its_traceback(tmp_path):
+    """Here Keras is a module that says something, as TensorFlow does, and can't be imported."""
+    (tmp_path / "keras.py").write_text("import os; os.write(2, b'chatter\\n')\nraise ImportError('no such library')")
+    code = "import sys; sys.path.insert(0, ''); import build_model"
+    done = python("-c", code, cwd=tmp_path, TF_CPP_MIN_LOG_LEVEL=None)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and "ImportError: no such library" in done.stderr

@@ -1,8 +1,10 @@
 """Files from strangers: what a hostile or damaged model or data file can't do.
 
-No code of the file runs, no other file is read, and the user gets one line that names the file, and status 1.
+No code of the file runs, no other file is read, a data file that unpacks to gigabytes is refused,
+and the user gets one line that names the file as he wrote it, and status 1.
 """
 
+import gzip
 import io
 import json
 import marshal
@@ -10,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import tracemalloc
 import zipfile
 from base64 import b64encode
 from pathlib import Path
@@ -17,11 +20,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import assert_one_line, build_small_network
+from conftest import IDX_FILES, assert_one_line, build_small_network, posix, write_idx
 
 import evaluate_model
 import load_data
 from build_model import keras, load_model
+from load_data import InputError
 
 
 @pytest.fixture
@@ -98,6 +102,17 @@ def test_a_model_reads_no_weights_from_another_file(link, model, refused):
     refused(model)
 
 
+def test_a_model_reads_no_vocabulary_from_another_file(model, refused):
+    """What is said of a file that is there is said of one that isn't: neither is opened."""
+    Path("1.txt").write_text("1\n2\n")
+    assert list(keras.layers.IntegerLookup(vocabulary="1.txt").get_vocabulary()[-2:]) == [1, 2], "Keras reads it"
+    layer = {"class_name": "IntegerLookup", "config": {"name": "stranger", "vocabulary": "1.txt"}}
+    edit_layers(model, lambda layers: layers.insert(1, layer))
+    line = refused(model, "1.txt")
+    edit_layers(model, lambda layers: layers[1]["config"].update(vocabulary="2.txt"))
+    assert refused(model) == line.replace("1.txt", "2.txt")
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -139,6 +154,29 @@ def test_keras_does_not_lecture_about_other_peoples_networks(model, recwarn):
     assert load_model(model=model) and not recwarn.list
 
 
+# Paths
+
+
+@posix
+@pytest.mark.parametrize("name", ["model.h5", "data", "folder/t10k-labels-idx1-ubyte"])
+def test_a_path_that_hangs_or_leads_nowhere_is_refused(name, tmp_path, arrays, refused):
+    """To open a FIFO would be to wait for a writer for ever. The other is a link to itself."""
+    (tmp_path / "folder").mkdir()
+    write_idx(tmp_path / "folder", arrays)
+    path = tmp_path / name
+    for make in (os.mkfifo, lambda path: path.symlink_to(path)):
+        path.unlink(missing_ok=True)
+        make(path)
+        refused(path.parent if "folder" in name else path)
+
+
+@pytest.mark.parametrize("name", ["two  spaces.h5", pytest.param("a\nb.h5", marks=posix), "é.npz"], ids=ascii)
+def test_a_strange_path_is_given_as_written(name, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"stranger")
+    refused(name)
+
+
 # Data
 
 
@@ -177,3 +215,21 @@ def test_what_is_no_array_is_refused_and_does_not_run(content, tmp_path, monkeyp
     for name in arrays:
         refused(write_npz("bad.npz", arrays, **{name: content}))
     assert os.listdir() == ["bad.npz"]
+
+
+def test_data_that_unpacks_to_2_gb_is_refused_without_unpacking_it(tmp_path, arrays):
+    """Of a gzip file, 220 MB are unpacked, the largest size that is allowed."""
+    write_idx(tmp_path, arrays, lambda name: f"{name}.gz", gzip.compress)
+    with open(tmp_path / f"{IDX_FILES[2]}.gz", "ab") as file:
+        file.write(128 * gzip.compress(bytes(2**24), compresslevel=1))  # members of a gzip file can be repeated
+    npz = write_npz(tmp_path / "bomb.npz", arrays)
+    content = npz.read_bytes()
+    size = content.index(b"PK\x01\x02") + 24  # where the archive's directory says how large the first array is
+    npz.write_bytes(content[:size] + (2**31).to_bytes(4, "little") + content[size + 4 :])
+    tracemalloc.start()
+    for path, words in ((tmp_path, IDX_FILES[2]), (npz, "an array takes over 219 MB; images must be uint8")):
+        with pytest.raises(InputError, match=words):
+            load_data.load_data(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500e6

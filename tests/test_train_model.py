@@ -102,6 +102,16 @@ def test_a_real_network_takes_several_steps_at_a_time(npz, tmp_path):
     assert watch.model.steps_per_execution == 6
 
 
+@pytest.mark.parametrize("images, batch_size, seed", [(1, 128, 0), (30, np.uint8(7), 2**32 - 1)])
+def test_any_number_of_images_trains(images, batch_size, seed, tmp_path, arrays, small_network):
+    """NumPy's integers and the largest seed will do, too."""
+    arrays["x_train"], arrays["y_train"] = arrays["x_train"][:images], arrays["y_train"][:images]
+    np.savez(tmp_path / "few.npz", **arrays)
+    watch = Watch()
+    train_model(tmp_path / "few.npz", 1, batch_size, seed, tmp_path / "few.h5", callbacks=watch)
+    assert len(watch.rates) == math.ceil(images / batch_size), "every image counts, the last batch too"
+
+
 def test_callbacks_are_what_fit_takes(npz, tmp_path, small_network):
     """None, one or several. As EarlyStopping does, one of these ends the run; the model is then saved as usual."""
     stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(stop.model, "stop_training", True))
