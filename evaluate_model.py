@@ -267,13 +267,13 @@ def remove_paper(pixels):
     # nearly as in the light. 1 + grey / 100 is for dark pixels: their logarithms alone would make noise stand out.
     brightness = np.log(1 + grey / 100)
 
-    # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of its surroundings. A few,
-    # the ink, differ much from it. Cubes keep the sign, and large ones outweigh many small ones: differences of 1, 1, 1
-    # and -3 have a mean of 0, but their cubes one of -6, so the ink is dark.
+    # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of a square around it. Ink is
+    # a few pixels that differ much from that, paper many that differ little. Squared, the few outweigh the many.
     side = min(brightness.shape)
     around = 1 + side // 3  # pixels. Higher: the light is less even there; lower: a broad stroke fills it
     difference = brightness - ndimage.uniform_filter(brightness, around)
-    if (difference**3).mean() < 0:
+    darker, brighter = difference[difference < 0], difference[difference > 0]
+    if (darker**2).sum() > (brighter**2).sum():
         brightness = -brightness  # now the ink is the brighter part
     blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
     brightness = ndimage.gaussian_filter(brightness, blur)
