@@ -23,7 +23,7 @@ with quiet_start():
     from keras import layers
 
     tf.config.list_physical_devices()  # only to have TensorFlow look for a GPU now, as that writes lines, too
-# These two count, whatever the user's ~/.keras/keras.json says.
+# Images are (height, width, channels) and numbers float32, whatever the user's ~/.keras/keras.json says.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
@@ -51,7 +51,7 @@ def build_model(learning_rate=1e-3, steps_per_execution=1):
             layers.Flatten(),  # 576
             layers.Dense(64, activation="relu"),
             layers.Dropout(0.5),
-            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # even if the others compute in 16 bits
+            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # the others can be in 16 bits
         ]
     )
     network.compile(
@@ -75,7 +75,7 @@ def model_path(data, model=None):
     The data mnist, mnist.npz and a folder mnist/ share one name.
     """
     if model is None:
-        source = Path(os.path.abspath(data))  # so that "." has a name, too
+        source = Path(os.path.abspath(data))  # "." has no name, its full path has one
         model = f"{source.name if source.is_dir() else source.stem}_classification_model.h5"
     path = Path(model)
     if path.suffix != ".h5":
@@ -96,10 +96,10 @@ def save_model(network, path):
             file.write_bytes(bytes(1_000_000))  # zeros, to see if there is room: on a full disk, HDF5 would crash
             network.save(file)
             with h5py.File(file, "a") as groups:
-                # Keras loads the optimizer's state wrongly, so that fit() would fail; without it, fit() starts afresh.
+                # Adam's state: Keras misreads it, and a later fit() would fail. Without it, Adam starts anew.
                 groups.pop("optimizer_weights", None)
             with open(file, "rb+") as written:
-                os.fsync(written.fileno())  # waits until it is on the disk, or a power cut could leave an empty file
+                os.fsync(written.fileno())  # waits until it is on the disk: a power cut could leave an empty file
             replace_file(file, target)
     except OSError as error:
         raise InputError(f"{path}: could not be saved ({error.strerror or error})") from error
@@ -121,7 +121,7 @@ def check_writable(path):
     if os.path.isdir(path):
         raise InputError(f"{path}: can't be written (it is a folder)")
     target = Path(os.path.realpath(path))
-    try:  # to make a file there, with a name as long
+    try:  # a file that is deleted at once, with a name at least as long, as names can be too long
         tempfile.NamedTemporaryFile(prefix=target.name, dir=target.parent).close()
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error
@@ -130,8 +130,8 @@ def check_writable(path):
 def load_model(data="mnist", model=None):
     """Return a trained network and its file's path; `data` and `model` are as in `model_path()`.
 
-    Raises InputError. The file can be a stranger's: Keras (from 3.15.1 on) runs no code in it and follows no link in
-    it to other files.
+    Raises InputError. The file can be a stranger's: Keras (from 3.15.1 on) neither runs code from it nor opens other
+    files that it names.
     """
     path = model_path(data, model)
     if not os.path.isfile(path):

@@ -51,8 +51,8 @@ def evaluate_model(data="mnist", model=None):
     loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
-    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Of the
-    # usual formulas, Wilson's also holds near 100 %.
+    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Wilson's
+    # formula holds near 100 %, where the simplest one fails.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
@@ -74,7 +74,7 @@ def evaluate_model(data="mnist", model=None):
 
 
 def draw_confusion_matrix(matrix):
-    """Return a figure of the counts, true class by row. Only errors are coloured: with the hits, they'd be white."""
+    """Return a figure of the counts, true class by row. Only errors are coloured: beside the hits, they'd be pale."""
     figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
     errors = matrix - np.diag(np.diag(matrix))
     sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", cbar_kws={"label": "Errors"}, ax=ax)
@@ -99,7 +99,7 @@ def draw_mistakes(images, titles, note):
 
 # Pictures of your own
 
-SURE = 0.8  # less probable digits get a question mark. Higher: many right ones are doubted; lower: few wrong ones are
+SURE = 0.8  # less probable digits get a question mark. Higher: right ones get it, too; lower: wrong ones don't
 
 
 def read_pictures(pictures, data="mnist", model=None):
@@ -118,7 +118,7 @@ def read_pictures(pictures, data="mnist", model=None):
         InputError: no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
-    if path.name == model_path("digits").name:
+    if path.name == model_path("digits").name:  # the default name
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, shown = [], []
     for picture in pictures:
@@ -209,7 +209,7 @@ def draw_box(ax, box, color):
 # is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut by it; lower: blurred lines don't reach it
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: lines that fade there don't
 
 
 def find_digits(pixels):
@@ -243,7 +243,7 @@ def load_picture(path):
     """
     if not os.path.isfile(path):
         raise InputError("is a folder; name the pictures in it" if os.path.isdir(path) else "no such file")
-    formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # of Pillow's many, some run programs (EPS)
+    formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # for others, Pillow may run programs (EPS)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             if image.width * image.height > 50_000_000:  # more than telephones take; more could fill the memory
@@ -264,7 +264,7 @@ def remove_paper(pixels):
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
     # A shadow darkens ink and paper by one factor. In logarithms that is one difference, so ink in a shadow stands out
-    # nearly as in the light. 1 + grey / 100 is for dark pixels: their logarithms alone would make noise stand out.
+    # nearly as in the light. Without the 1, tiny differences between nearly black pixels would become huge.
     brightness = np.log(1 + grey / 100)
 
     # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of a square around it. Ink is
@@ -273,22 +273,22 @@ def remove_paper(pixels):
     around = 1 + side // 3  # pixels. Higher: the light is less even there; lower: a broad stroke fills it
     difference = brightness - ndimage.uniform_filter(brightness, around)
     darker, brighter = difference[difference < 0], difference[difference > 0]
-    if (darker**2).sum() > (brighter**2).sum():
-        brightness = -brightness  # now the ink is the brighter part
+    ink_is_dark = (darker**2).sum() > (brighter**2).sum()
+    bright_ink = -brightness if ink_is_dark else brightness
     blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
-    brightness = ndimage.gaussian_filter(brightness, blur)
+    bright_ink = ndimage.gaussian_filter(bright_ink, blur)
 
     # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
     # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
-    window = max(15, int(0.2 * side))  # higher: the edges of shadows stay; lower: broad strokes are hollowed out
-    padded = np.pad(brightness, window, "edge")  # so that a desk or a shadow at the border is as wide as the window
+    window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
+    padded = np.pad(bright_ink, window, "edge")  # repeats the border's pixels: a strip of desk there is wide, so no ink
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
-    return brightness - paper
+    return bright_ink - paper
 
 
 def find_strokes(ink):
     """Number the strokes, but not ruled lines, faint strokes and specks: return the numbered picture and the boxes."""
-    usual = np.median(ink[ink >= ink.max() / 3])  # of most ink. Higher: only of the strongest; lower: of paper, too
+    usual = np.median(ink[ink >= 0.33 * ink.max()])  # strength. Higher: only of the strongest ink; lower: of paper, too
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     horizontal = ruled_lines(strong)
     vertical = ruled_lines(strong.T).T  # found in the picture on its side
@@ -300,7 +300,8 @@ def find_strokes(ink):
     # Creases and the edges of shadows are weaker than ink, and dust is shorter.
     strength = ndimage.mean(ink, strokes, range(1, count + 1))  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
-    is_ink = strength > max(least, 0.12)  # 0.12 is white paper darkened by a sixth; there may be no ink at all
+    # 0.12 is white paper darkened by a sixth: on an empty page, all strokes are weaker.
+    is_ink = strength > max(least, 0.12)
     left, top, right, bottom = find_boxes(strokes).T
     shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust is read
     is_long = np.maximum(right - left, bottom - top) > shortest
@@ -312,7 +313,8 @@ def ruled_lines(strong):
 
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
-    grown = ndimage.maximum_filter(strong, 3)  # by a pixel all around: the short runs of a slanted line now overlap
+    # A slanted line is a staircase of short runs. Grown by a pixel all around, they overlap, and rows have long runs.
+    grown = ndimage.maximum_filter(strong, 3)
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
     length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
     runs = ndimage.grey_opening(grown, (1, length))  # an opening in rows only: it leaves runs as long as that
@@ -329,7 +331,7 @@ def find_boxes(strokes):
     """Return the boxes, int (n, 4), of the strokes in a numbered picture."""
     slices = ndimage.find_objects(strokes)  # for each stroke, its rows and its columns
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in slices]
-    return np.array(boxes, int).reshape(-1, 4)  # even of none
+    return np.array(boxes, int).reshape(-1, 4)  # (0, 4) if there are none
 
 
 def keep(strokes, kept):
@@ -355,7 +357,7 @@ def choose_strokes(strokes, boxes):
     x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # of the centre, from the nearest edge
     is_shallow = depth < 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
-    is_high = bottom - top > 1.9 * digit_size  # higher: a line across the picture is read; lower: long tails aren't
+    is_high = bottom - top > 1.9 * digit_size  # higher: a line across the picture is read; lower: a long tail isn't
     is_cut = at_border & (is_shallow | is_high)
     strokes, boxes = keep(strokes, ~is_frame & ~is_cut)
     return strokes, boxes, digit_size
@@ -370,9 +372,10 @@ def find_frames(strokes, boxes):
     for i in range(len(boxes)):
         inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])  # by the others' centres
         inside[i] = False  # the centre of the stroke itself
-        # Higher: the frame of a small digit is read; lower: a speck makes a 0 a frame.
+        # Higher: the frame of a small digit counts as a digit; lower: a 0 with a speck in it counts as a frame.
         holds_strokes = heights[inside].sum() > 0.2 * heights[i]
         third_x, third_y = widths[i] // 3, heights[i] // 3
+        # The middle ninth of the box.
         core = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
         is_hollow = i + 1 not in core  # none of its own pixels, which have the number i + 1
         is_frame[i] = holds_strokes and is_hollow
@@ -383,7 +386,8 @@ def usual_size(boxes):
     """Return the mean of the boxes' longer sides in pixels, or 0 if there are no boxes."""
     left, top, right, bottom = boxes.T
     lengths = np.maximum(right - left, bottom - top)
-    return np.average(lengths, weights=lengths) if len(boxes) else 0  # weighted, so that dots hardly count
+    # Long ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
+    return np.average(lengths, weights=lengths) if len(boxes) else 0
 
 
 def join_strokes(strokes, boxes, digit_size):
@@ -412,12 +416,12 @@ def belong_together(a, b, digit_size):
     left_b, top_b, right_b, bottom_b = b
     overlap = min(right_a, right_b) - max(left_a, left_b)  # sideways; negative if one stands beside the other
     narrower = min(right_a - left_a, right_b - left_b)
-    is_above = overlap > 0.3 * narrower  # higher: a 5 loses its bar; lower: digits that lean over others are joined
-    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # from the upper one's bottom to the lower one's top
+    is_in_line = overlap > 0.3 * narrower  # higher: a 5 loses its bar; lower: digits that lean over others are joined
+    gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # between them, downwards; negative if one reaches into the other
     is_close = gap < 0.2 * digit_size  # higher: the row below is joined; lower: a 5 loses its bar
     height = max(bottom_a, bottom_b) - min(top_a, top_b)  # from the upper one's top to the lower one's bottom
     is_digit_high = height < 1.7 * digit_size  # higher: rows are joined; lower: tall digits stay in pieces
-    return is_above and is_close and is_digit_high
+    return is_in_line and is_close and is_digit_high
 
 
 def reading_order(boxes):
@@ -441,12 +445,12 @@ def cut_out(ink, box):
     """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
     left, top, right, bottom = box
     digit = ink[top:bottom, left:right]
-    # The strongest fifth becomes 1. Higher than 80: faint parts stay faint; lower: blurred edges become ink.
+    # The strongest fifth of its pixels becomes 1. Higher than 80: faint parts stay faint; lower: blurs become ink.
     digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)
     digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
-    # MNIST's pen is about 10 of 100 pixels. Higher: loops fill; lower: thin strokes vanish when scaled down.
+    # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.
     missing = max(0, round(10 - pen))
     # Each pixel becomes the brightest in a window: a window of 1 changes nothing, of 2 widens strokes by a pixel.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))
@@ -467,14 +471,14 @@ def other_ink(pixels, boxes):
 # Drawing in a window
 
 PAPER_SIZE = (520, 400)  # width and height in pixels
-EDGE = 20  # pixels of it that aren't shown, so that a stroke that leaves the window doesn't touch the picture's border
+EDGE = 20  # pixels all around that aren't shown: a stroke that leaves the window isn't cut off by the picture's border
 PEN = 14  # width in pixels. Higher: loops fill; lower: it is hard to see
 
 
 def draw(data="mnist", model=None):
     """Open a window to draw digits in; it shows what a trained model reads.
 
-    Its keys: `c` clears the paper, `z` takes the last stroke back. In a notebook it needs an
+    Its keys: `c` clears the paper, `z` undoes the last stroke. In a notebook it needs an
     interactive backend, such as `%matplotlib widget`.
 
     Args:
@@ -498,7 +502,7 @@ def drawing_window(network):
     drawings = [Image.new("RGB", PAPER_SIZE, "white")]  # the empty paper, then the drawing after each stroke
     on_paper = paper.imshow(drawings[0])
     paper.set(xlim=(EDGE, PAPER_SIZE[0] - EDGE), ylim=(PAPER_SIZE[1] - EDGE, EDGE), xticks=[], yticks=[])
-    paper.set_xlabel("Draw here.   c: clear   z: take the last stroke back")
+    paper.set_xlabel("Draw here.   c: clear   z: undo")
     seen.set(title="the last digit in the row,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
     bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
 

@@ -22,10 +22,10 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # before Keras is imported, and whatever it is set to elsewhere
+os.environ["KERAS_BACKEND"] = "tensorflow"  # must be set before Keras is imported; replaces the user's own setting
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
-MAX_BYTES = 280_000 * 28 * 28  # of an array: EMNIST Digits is the largest set of this form; more could fill the memory
+MAX_BYTES = 280_000 * 28 * 28  # of the largest array, for EMNIST Digits' 280,000 images; more could fill the memory
 DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
 
@@ -72,7 +72,7 @@ def load_data(source="mnist"):
 
 def download_mnist():
     """Return MNIST's four arrays from Keras's cache, downloaded at the first call. Raises InputError."""
-    with quiet_start():  # not at the top of the file, as the rest of it needs no TensorFlow
+    with quiet_start():  # hides what TensorFlow prints; imported only here, as the rest of the file doesn't need it
         from keras.datasets import mnist
 
     try:
@@ -101,7 +101,7 @@ def read_npz(path):
         with zipfile.ZipFile(path) as archive, np.load(path) as file:
             if max(member.file_size for member in archive.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
                 raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
-            return [np.asarray(file[name]) for name in names]  # anything but an array would be bytes
+            return [np.asarray(file[name]) for name in names]  # bytes become an array that check_form() refuses
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data with {', '.join(names)} ({error})") from error
 
@@ -122,7 +122,7 @@ def read_idx(folder, name):
         opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
         with opened as file:
             header = file.read(4 + 4 * ndim)
-            content = file.read(MAX_BYTES)  # what lies beyond is missed below, where the length is compared
+            content = file.read(MAX_BYTES)  # a longer file is cut here; below, its length doesn't fit its header
         magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">4I": 4 big-endian integers, 0x803, 60000, 28, 28
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
@@ -148,18 +148,18 @@ def fit_to_mnist(ink):
     It is cropped, scaled to fit 20x20 pixels, and placed so that its centre of mass is at 14, 14.
     """
     small = crop_and_scale(ink, 20)
-    digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # below and to the right
+    digit = np.pad(small, [(0, 28 - side) for side in small.shape])  # zeros below and to the right, up to 28x28
     y, x = ndimage.center_of_mass(digit)
-    return ndimage.shift(digit, (round(14 - y), round(14 - x)), order=0)  # order 0: no interpolation
+    return ndimage.shift(digit, (round(14 - y), round(14 - x)), order=0)  # order 0 moves whole pixels
 
 
 def crop_and_scale(ink, length):
     """Return ink, from 0 to 1, cropped, its longer side scaled to `length` pixels and its strongest pixel to 1."""
     visible = Image.fromarray(ink > 0.2)  # higher: faint ends are cut off; lower: a grey rim counts as ink
-    box = visible.getbbox()  # the smallest box around it
+    box = visible.getbbox()  # the smallest box around all visible pixels
     image = Image.fromarray(ink.astype(np.float32)).crop(box)
     size = [max(1, round(length * side / max(image.size))) for side in image.size]  # width and height, at least 1
-    scaled = np.asarray(image.resize(size)).clip(0, 1)  # smooth scaling overshoots
+    scaled = np.asarray(image.resize(size)).clip(0, 1)  # smooth scaling can go below 0 and above 1
     return scaled / scaled.max()
 
 
@@ -196,27 +196,29 @@ def run(main):
     """Run a script's `main()`. An InputError ends it in one line and status 1; a bug keeps its traceback."""
     try:
         main()
-        print(end="", flush=True)  # what can't be written should fail here, not at Python's end
+        print(end="", flush=True)  # writes what Python still holds back: if that fails, it should fail here
     except InputError as error:
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:  # perhaps the program that reads our output has quit, as in `... | head -1`
-        reader_quit = errno.EINVAL if os.name == "nt" else errno.EPIPE
-        if error.errno != reader_quit:
+    except OSError as error:
+        # EPIPE: the program that reads our output has quit, as in `... | head -1`. Windows reports it as EINVAL.
+        if error.errno != (errno.EINVAL if os.name == "nt" else errno.EPIPE):
             raise
-        os._exit(1)  # at a usual exit, Python would write the rest of the output, and fail again
+        os._exit(1)  # leaves at once; a usual exit would try to write the rest of the output, and fail again
 
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hide what TensorFlow writes to stderr while it starts, unless the user has set TF_CPP_MIN_LOG_LEVEL to 0, 1 or 3.
+    """Hide what TensorFlow writes to stderr while it starts: `with quiet_start(): import keras`.
 
     It writes about six lines that no setting hides, and not through Python, but to file descriptor 2, which is what the
-    operating system calls stderr. So for that time, descriptor 2 is a file that drops everything.
+    operating system calls stderr. So for that time, descriptor 2 is a file that drops everything. It isn't if the user
+    has set TF_CPP_MIN_LOG_LEVEL to 0, 1 or 3, to see more or less.
     """
-    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # ours: afterwards, it writes errors only
+    # What stands before `yield` runs when the with block is entered, what stands after it when the block is left.
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: only errors; it stays what the user has set
     if level != "2" or sys.stderr is None:  # None: a program without a terminal, such as pythonw
         yield
         return

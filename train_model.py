@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 EPOCHS = 10
 BATCH_SIZE = 128  # smaller: slower on 2 CPU cores; larger: less accurate in short runs
 PEAK_RATE = 4e-3  # Adam's highest learning rate in 10 epochs. Half of it: 0.06 % less; twice as much: 0.11 % less
-PEAK_EXPONENT = 0.3  # the peak is PEAK_RATE * (10 / epochs)**0.3, in 1 epoch twice as high: short runs need large steps
+PEAK_EXPONENT = 0.3  # short runs need large steps: the peak is PEAK_RATE * (10 / epochs)**0.3, 1 epoch's twice as high
 WARM_UP = 0.2  # part of the run in which the rate climbs to its peak. Without it: 0.03 % less; longer: the same
-CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: it overfits; larger: illegible images; either: 0.05 % less
+CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: it overfits; larger: illegible images; both lose 0.05 %
 
 
 def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, model=None, augment=True, callbacks=None):
@@ -66,10 +66,11 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         batches(X_train, y_train, batch_size, seed, augment),
         epochs=epochs,
         validation_data=batches(X_test, y_test, batch_size, seed, augment=False),  # faster than the arrays themselves
-        callbacks=[keras.callbacks.TerminateOnNaN(), callbacks or []],  # Keras flattens it
+        callbacks=[keras.callbacks.TerminateOnNaN(), callbacks or []],  # Keras unpacks a list in a list
         shuffle=False,  # batches() shuffles; with True, Keras would warn that it can't
         verbose=verbosity(),
     )
+    # A list is missing if no epoch ran, as a callback may have resumed a run that was complete.
     losses = history.history.get("loss", []) + history.history.get("val_loss", [])
     if not np.isfinite(losses).all():
         raise InputError(f"the loss became NaN or infinite in epoch {history.epoch[-1] + 1}; {path} is as it was")
@@ -77,7 +78,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     trained = build_model()  # the same network in float32, with an ordinary optimizer for those who train it further
     trained.set_weights(network.get_weights())
     save_model(trained, path)
-    if history.epoch:  # a callback may have resumed a run that was complete
+    if history.epoch:  # at least one ran
         save_and_show(draw_curves(history), path, "curves")
     return history
 
@@ -114,7 +115,7 @@ def one_cycle(epochs, steps):
     """
     peak = PEAK_RATE * (10 / epochs) ** PEAK_EXPONENT
     total = epochs * steps
-    warm_up = int(WARM_UP * total)  # the other steps are the decay's
+    warm_up = int(WARM_UP * total)  # steps that climb; in the others, the rate falls
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0, warmup_target=peak, warmup_steps=warm_up, decay_steps=total - warm_up
     )
@@ -123,7 +124,8 @@ def one_cycle(epochs, steps):
 def steps_at_a_time(steps):
     """Return how many of an epoch's `steps` TensorFlow takes before it returns to Python, which costs time.
 
-    At most 10, as more save little. They divide `steps`, or Keras's progress bar would run past its end.
+    At most 10, as more save little. The number divides `steps` (for 469, it is 7), or Keras's progress bar would run
+    past its end.
     """
     return max(n for n in range(1, 11) if steps % n == 0)
 
@@ -136,10 +138,11 @@ def batches(X, y, batch_size, seed, augment=True):
     dataset = tf.data.Dataset.from_tensor_slices((X, y)).shuffle(len(X), seed).batch(batch_size)
     if augment:
         # Each batch gets a seed for its distortions, a new one in each epoch. To TensorFlow, a seed is two integers.
+        # zip() makes pairs of a batch and its seed, and map() calls distort_half() on each pair.
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
-        dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)  # ((images, labels), seed)
+        dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)
     options = tf.data.Options()
-    options.autotune.enabled = False  # it tunes these steps as they run, but stalls the end of every epoch for seconds
+    options.autotune.enabled = False  # it tunes these steps while they run, but stalls for seconds after each epoch
     return dataset.prefetch(2).with_options(options)  # 2 batches are made ahead; more only take memory
 
 
@@ -162,6 +165,7 @@ def distort(images, seed):
     corners = [[0.0, 0.0], [last, 0.0], [0.0, last], [last, last]]  # x, y
     n = tf.shape(images)[0]
     corners = tf.tile([corners], [n, 1, 1])  # (n, 4, 2): the same four for each image
+    # "Stateless": the same seed always gives the same numbers.
     shifts = tf.random.stateless_uniform(tf.shape(corners), seed, -CORNER_SHIFT, CORNER_SHIFT)
     return keras.ops.image.perspective_transform(images, corners, corners + shifts)
 

@@ -124,7 +124,7 @@ def test_an_empty_paper_is_white_and_reads_as_nothing(window):
         window.key(key)
         assert (window.picture() == 255).all() and window.picture().shape == (400, 520, 3)
         assert window.probabilities() == []
-    assert all(word in window.paper.get_xlabel() for word in ("c: clear", "z: take"))
+    assert all(word in window.paper.get_xlabel() for word in ("c: clear", "z: undo"))
 
 
 def test_draw_opens_the_window_and_ends_when_it_is_closed(here, monkeypatch, end_of):
