@@ -93,7 +93,7 @@ def save_model(network, path):
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             file = Path(folder, target.name)
-            file.write_bytes(bytes(1_000_000))  # zeros, to see if there is room: on a full disk, HDF5 would crash
+            file.write_bytes(bytes(1_000_000))  # is there room? On a full disk, HDF5 would crash, and raise no error
             network.save(file)
             with h5py.File(file, "a") as groups:
                 # Adam's state: Keras misreads it, and a later fit() would fail. Without it, Adam starts anew.

@@ -141,7 +141,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
 def describe(probabilities, rows):
     """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
-    # In the second case, texts are "1", "2" and "3?", and rows 0, 0 and 1.
+    # For `12 3?`, texts are "1", "2" and "3?", and rows 0, 0 and 1.
     texts = np.array(digit_texts(probabilities))
     text = " ".join("".join(texts[rows == row]) for row in np.unique(rows))
     percent = 100 * probabilities.max(axis=1)
@@ -158,7 +158,7 @@ def digit_texts(probabilities):
 
 
 def draw_predictions(shown):
-    """Return a figure of pictures with a red box and the digit read at every place, and grey boxes for other strokes.
+    """Return a figure of pictures, with a red box around each digit and grey boxes around ink that wasn't read.
 
     A picture of one digit has beside it what the network saw.
     """
@@ -197,9 +197,9 @@ def draw_box(ax, box, color):
 #
 # 1. load_picture()
 # 2. remove_paper(): only ink is left
-# 3. find_strokes(): number its connected pieces; ruled lines, faint pieces and specks are dropped
-# 4. choose_strokes(): drop frames and what the border cuts off
-# 5. join_strokes(): put the pieces of each digit together; dots and dashes are dropped
+# 3. find_strokes(): number its connected pieces. Dropped: ruled lines, faint pieces and specks
+# 4. choose_strokes(): which can be digits or parts of them? Dropped: frames and what the border cuts off
+# 5. join_strokes(): put the parts of each digit together. Dropped: dots and dashes
 # 6. reading_order()
 # 7. cut_out(): make each digit look like MNIST's
 #
@@ -263,7 +263,7 @@ def remove_paper(pixels):
     image = Image.fromarray(pixels).convert("RGBA")
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
-    # A shadow darkens ink and paper by one factor. In logarithms that is one difference, so ink in a shadow stands out
+    # A shadow darkens ink and paper by one factor. In logarithms, a factor is a difference: ink in a shadow stands out
     # nearly as in the light. Without the 1, tiny differences between nearly black pixels would become huge.
     brightness = np.log(1 + grey / 100)
 
@@ -309,7 +309,7 @@ def find_strokes(ink):
 
 
 def ruled_lines(strong):
-    """Find a ruled page's lines: two or more that are long, nearly horizontal and lead to the left or right border.
+    """Find a ruled page's lines, or pieces of them: long, nearly horizontal, and leading to the left or right border.
 
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
@@ -317,11 +317,12 @@ def ruled_lines(strong):
     grown = ndimage.maximum_filter(strong, 3)
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
     length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
-    runs = ndimage.grey_opening(grown, (1, length))  # an opening in rows only: it leaves runs as long as that
+    # An opening in rows only: it leaves runs at least as long as that. "Constant": there is no ink beyond the border.
+    runs = ndimage.grey_opening(grown, (1, length), mode="constant")
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
-    if at_border.sum() < 2:  # a single one may be a digit's bar
+    if at_border.sum() < 2:  # a single piece may be a digit's bar
         return np.zeros_like(strong)
     lines, _ = keep(lines, at_border)
     return lines > 0
@@ -370,8 +371,8 @@ def find_frames(strokes, boxes):
     widths, heights = right - left, bottom - top
     is_frame = np.zeros(len(boxes), bool)
     for i in range(len(boxes)):
-        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])  # by the others' centres
-        inside[i] = False  # the centre of the stroke itself
+        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])  # whose centres lie in this box
+        inside[i] = False  # but not the stroke itself
         # Higher: the frame of a small digit counts as a digit; lower: a 0 with a speck in it counts as a frame.
         holds_strokes = heights[inside].sum() > 0.2 * heights[i]
         third_x, third_y = widths[i] // 3, heights[i] // 3
@@ -416,12 +417,12 @@ def belong_together(a, b, digit_size):
     left_b, top_b, right_b, bottom_b = b
     overlap = min(right_a, right_b) - max(left_a, left_b)  # sideways; negative if one stands beside the other
     narrower = min(right_a - left_a, right_b - left_b)
-    is_in_line = overlap > 0.3 * narrower  # higher: a 5 loses its bar; lower: digits that lean over others are joined
+    shares_columns = overlap > 0.3 * narrower  # higher: a 5 loses its bar; lower: leaning neighbours are joined
     gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # between them, downwards; negative if one reaches into the other
     is_close = gap < 0.2 * digit_size  # higher: the row below is joined; lower: a 5 loses its bar
     height = max(bottom_a, bottom_b) - min(top_a, top_b)  # from the upper one's top to the lower one's bottom
     is_digit_high = height < 1.7 * digit_size  # higher: rows are joined; lower: tall digits stay in pieces
-    return is_in_line and is_close and is_digit_high
+    return shares_columns and is_close and is_digit_high
 
 
 def reading_order(boxes):
@@ -503,7 +504,7 @@ def drawing_window(network):
     on_paper = paper.imshow(drawings[0])
     paper.set(xlim=(EDGE, PAPER_SIZE[0] - EDGE), ylim=(PAPER_SIZE[1] - EDGE, EDGE), xticks=[], yticks=[])
     paper.set_xlabel("Draw here.   c: clear   z: undo")
-    seen.set(title="the last digit in the row,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
+    seen.set(title="the last digit,\nas the network sees it", xticks=[], yticks=[], box_aspect=1)
     bars.set(title="its probabilities", xlim=(0, 1), ylim=(CLASSES - 0.5, -0.5), yticks=range(CLASSES))
 
     # After each stroke and key, update() reads the drawing.
@@ -511,7 +512,7 @@ def drawing_window(network):
     def update():
         on_paper.set_data(drawings[-1])
         paper.set_title("")
-        for old in (*seen.images, *bars.containers):
+        for old in (*seen.images, *bars.containers):  # of the last answer
             old.remove()
         with contextlib.suppress(InputError):  # no digit there yet: nothing to show
             images, _, rows = find_digits(np.asarray(drawings[-1]))

@@ -25,7 +25,7 @@ from sklearn.model_selection import train_test_split
 os.environ["KERAS_BACKEND"] = "tensorflow"  # must be set before Keras is imported; replaces the user's own setting
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
-MAX_BYTES = 280_000 * 28 * 28  # of the largest array, for EMNIST Digits' 280,000 images; more could fill the memory
+MAX_BYTES = 280_000 * 28 * 28  # of an array: as large as EMNIST Digits; a larger one could fill the memory
 DATA_HELP = "mnist (downloaded once), digits (needs no download), an .npz file or a folder of IDX files"
 
 
@@ -38,8 +38,7 @@ def load_data(source="mnist"):
             ship with scikit-learn, enlarged, 1,500 of them for training; or a path: an `.npz`
             file with Keras's array names (`x_train`, `y_train`, `x_test`, `y_test`), images uint8
             (n, 28, 28) and labels integers from 0 to 9, or a folder with the four IDX files of
-            the original distribution, gzipped or not. EMNIST's images lie on their side: turn
-            them by `images.transpose(0, 2, 1)` and save them as an `.npz` file first.
+            the original distribution, gzipped or not.
 
     Returns:
         `X_train, y_train, X_test, y_test`. Images are float32 of shape (n, 28, 28, 1), from
@@ -113,8 +112,8 @@ def read_idx(folder, name):
     sizes. The bytes follow.
     """
     ndim = 3 if name.endswith("images") else 1
-    paths = sorted(Path(folder).glob(f"{name}?idx{ndim}-ubyte*"))  # ? is "-", in Kaggle's copies "."; * is "" or ".gz"
-    paths = [path for path in paths if path.is_file()]
+    # Here, ? stands for "-" (in Kaggle's copies ".", and a folder has the "-"), and * for "" or ".gz".
+    paths = sorted(path for path in Path(folder).glob(f"{name}?idx{ndim}-ubyte*") if path.is_file())
     if not paths:
         raise InputError(f"{folder}: has no {name}-idx{ndim}-ubyte, with or without .gz")
     path = paths[0]

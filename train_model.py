@@ -32,9 +32,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     network computes in bfloat16 while it is trained; its weights, and what is saved, are float32.
     The same seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
 
-    It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares: to
-    train several networks side by side, use processes, such as joblib's, not threads (nor
-    Python's `fork`, after which Keras hangs).
+    It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares. To
+    train several networks at once, use processes, such as joblib's.
 
     Args:
         data: a source that `load_data()` takes.
@@ -55,11 +54,12 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
             disk, a loss that became NaN or infinite.
     """
     check_integers(epochs=epochs, batch_size=batch_size, seed=seed)
+    epochs, batch_size, seed = int(epochs), int(batch_size), int(seed)  # NumPy's integers can overflow
     path = model_path(data, model)
     check_writable(path)
 
     X_train, y_train, X_test, y_test = load_data(data)
-    keras.utils.set_random_seed(int(seed))
+    keras.utils.set_random_seed(seed)
     steps = math.ceil(len(X_train) / batch_size)  # of an epoch
     network = build_fast_model(one_cycle(epochs, steps), steps_at_a_time(steps))
     history = network.fit(
@@ -133,7 +133,7 @@ def steps_at_a_time(steps):
 def batches(X, y, batch_size, seed, augment=True):
     """Return batches of (images, labels), in a new order each epoch; the last may be smaller.
 
-    They are a `tf.data.Dataset`: a chain of steps that TensorFlow runs beside the training, again in each epoch.
+    They are a `tf.data.Dataset`: a pipeline that TensorFlow runs beside the training, again in each epoch.
     """
     dataset = tf.data.Dataset.from_tensor_slices((X, y)).shuffle(len(X), seed).batch(batch_size)
     if augment:
@@ -142,7 +142,7 @@ def batches(X, y, batch_size, seed, augment=True):
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
         dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)
     options = tf.data.Options()
-    options.autotune.enabled = False  # it tunes these steps while they run, but stalls for seconds after each epoch
+    options.autotune.enabled = False  # it tunes a pipeline while it runs, but stalls for seconds after each epoch
     return dataset.prefetch(2).with_options(options)  # 2 batches are made ahead; more only take memory
 
 

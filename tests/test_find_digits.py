@@ -282,8 +282,9 @@ def test_two_or_more_lines_from_the_border_are_a_ruled_pages():
     assert not ruled_lines(mask).any(), "one may be a digit's bar"
     mask[200:202, :] = True
     mask[150, 100:200] = True  # not from the border
+    mask[50, :45] = mask[50, -45:] = True  # too short
     found = ruled_lines(mask)
-    assert found[100:102].all() and found[200:202].all() and not found[140:160].any()
+    assert found[100:102].all() and found[200:202].all() and not found[140:160].any() and not found[40:60].any()
 
 
 def test_dots_hardly_count_for_the_usual_size_of_a_digit():

@@ -1,9 +1,10 @@
 """The scripts as a user starts them: output, exit status, a quiet start, and the original README's own calls."""
 
+import io
 import os
 
 import pytest
-from conftest import ROOT, assert_one_line, posix, python
+from conftest import ROOT, assert_one_line, failing, posix, python
 
 import evaluate_model
 import load_data
@@ -132,18 +133,12 @@ def test_a_closed_pipe_ends_quietly(npz, script):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_names_that_the_output_cant_encode_are_escaped(tmp_path):
+def test_names_that_the_output_cant_encode_are_escaped(monkeypatch):
     """As on Windows, where the output is redirected to a file."""
-    code = """
-from load_data import InputError, one_line, run
-def main():
-    print(f"Saved {one_line('ü数.h5')}")
-    raise InputError("ü数")
-run(main)
-"""
-    done = python("-c", code, cwd=tmp_path, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stdout) == (1, "Saved \\xfc\\u6570.h5\n")
-    assert done.stderr == "error: \\xfc\\u6570\n"
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert load_data.one_line("ü数.h5") == "\\xfc\\u6570.h5"
+    with pytest.raises(SystemExit, match=r"^error: \\xfc\\u6570$"):
+        load_data.run(failing(load_data.InputError("ü数")))
 
 
 def test_control_codes_are_taken_out_of_what_is_printed():
@@ -175,10 +170,10 @@ def test_the_start_is_quiet_unless_the_user_wants_it_and_what_comes_after_it_is_
     assert capfd.readouterr().err == f"{shown}later"
 
 
-def test_a_start_that_fails_keeps_its_traceback(tmp_path):
-    """Here Keras is a module that says something, as TensorFlow does, and can't be imported."""
-    (tmp_path / "keras.py").write_text("import os; os.write(2, b'chatter\\n')\nraise ImportError('no such library')")
-    code = "import sys; sys.path.insert(0, ''); import build_model"
-    done = python("-c", code, cwd=tmp_path, TF_CPP_MIN_LOG_LEVEL=None)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback") and "ImportError: no such library" in done.stderr
+def test_a_start_that_fails_keeps_its_traceback(monkeypatch, capfd):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    with pytest.raises(ImportError), load_data.quiet_start():
+        os.write(2, b"chatter")
+        raise ImportError("no such library")
+    os.write(2, b"a traceback")
+    assert capfd.readouterr().err == "a traceback"
