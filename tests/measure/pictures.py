@@ -156,22 +156,12 @@ def draw_steps(picture):
         module.draw_box(axes[4], box, "blue")
         axes[4].text(box[0], box[1], number, color="blue", va="bottom")
     columns = -(-len(images) // 2)
-    grid = np.zeros((2 * 28, columns * 28))
-    for number, image in enumerate(images[..., 0]):
-        row, column = divmod(number, columns)
-        grid[28 * row : 28 * row + 28, 28 * column : 28 * column + 28] = image
-    axes[5].imshow(grid, cmap="gray")
+    padded = np.pad(images[..., 0], [(0, 2 * columns - len(images)), (0, 0), (0, 0)])
+    axes[5].imshow(np.vstack([np.hstack(padded[:columns]), np.hstack(padded[columns:])]), cmap="gray")
     axes[5].vlines(28 * np.arange(1, columns) - 0.5, -0.5, 55.5, color="0.4")
     axes[5].hlines(27.5, -0.5, 28 * columns - 0.5, color="0.4")
-    titles = (
-        "1. the picture",
-        "2. its paper removed",
-        "3. strokes",
-        "4. chosen, 5. joined",
-        "6. put in reading order",
-        "7. made like MNIST's",
-    )
-    for ax, title in zip(axes, titles):
+    titles = "1. the picture|2. paper removed|3. strokes|4. chosen, 5. joined|6. in reading order|7. like MNIST's"
+    for ax, title in zip(axes, titles.split("|")):
         ax.set(title=title, xticks=[], yticks=[])
     return figure
 
