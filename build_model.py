@@ -51,7 +51,7 @@ def build_model(learning_rate=1e-3, steps_per_execution=1):
             layers.Flatten(),  # 576
             layers.Dense(64, activation="relu"),
             layers.Dropout(0.5),
-            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # the others can be in 16 bits
+            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # in training, others may be 16
         ]
     )
     network.compile(
@@ -121,7 +121,7 @@ def check_writable(path):
     if os.path.isdir(path):
         raise InputError(f"{path}: can't be written (it is a folder)")
     target = Path(os.path.realpath(path))
-    try:  # a file that is deleted at once, with a name at least as long, as names can be too long
+    try:  # makes and deletes a file there; its name is longer, as the name may be too long
         tempfile.NamedTemporaryFile(prefix=target.name, dir=target.parent).close()
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error
@@ -138,7 +138,7 @@ def load_model(data="mnist", model=None):
         advice = "train it first: python train_model.py, with the same --data and --model"
         raise InputError(f"{path}: no such model; {advice}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of Keras, about how others build their networks
+        with warnings.catch_warnings(action="ignore"):  # Keras's advice on how to build networks
             network = keras.models.load_model(path, compile=False)
             shapes = network.input_shape, network.output_shape
     except Exception as error:  # a damaged file makes HDF5, JSON and Keras raise almost anything
@@ -160,7 +160,7 @@ def save_and_show(figure, path, name, note=""):
     The script waits until the window is closed. Raises InputError.
     """
     png = path.with_name(f"{path.stem}_{name}.png")
-    with warnings.catch_warnings(action="ignore"):  # of matplotlib: no display, or a font without a file name's letters
+    with warnings.catch_warnings(action="ignore"):  # matplotlib's: no display, or its font lacks letters of a name
         try:
             figure.savefig(png)
         except OSError as error:

@@ -74,9 +74,9 @@ def evaluate_model(data="mnist", model=None):
 
 
 def draw_confusion_matrix(matrix):
-    """Return a figure of the counts, true class by row. Only errors are coloured: beside the hits, they'd be pale."""
+    """Return a figure of the counts, true class by row. Only errors are coloured: beside hits, they'd look white."""
     figure, ax = plt.subplots(figsize=(10, 8), layout="constrained")
-    errors = matrix - np.diag(np.diag(matrix))
+    errors = matrix - np.diag(np.diag(matrix))  # without the hits
     sns.heatmap(errors, annot=matrix, fmt="d", cmap="Blues", cbar_kws={"label": "Errors"}, ax=ax)
     ax.set(title="Confusion matrix", xlabel="Predicted", ylabel="True")
     ax.tick_params(axis="y", rotation=0)
@@ -118,7 +118,7 @@ def read_pictures(pictures, data="mnist", model=None):
         InputError: no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
-    if path.name == model_path("digits").name:  # the default name
+    if path.name == model_path("digits").name:  # as named for digits
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, shown = [], []
     for picture in pictures:
@@ -165,7 +165,7 @@ def draw_predictions(shown):
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = plt.figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
-    label = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    behind_text = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03).flat
     for cell, (picture, pixels, images, boxes, probabilities) in zip(cells, shown):
         name = one_line(Path(picture).name)
@@ -179,7 +179,7 @@ def draw_predictions(shown):
             draw_box(axes[0], box, "0.5")
         for box, digit in zip(boxes, digit_texts(probabilities)):
             draw_box(axes[0], box, "red")
-            axes[0].text(box[0], box[1], digit, color="red", fontsize=8, va="bottom", bbox=label)
+            axes[0].text(box[0], box[1], digit, color="red", fontsize=8, va="bottom", bbox=behind_text)
         if len(images) == 1:
             axes[1].imshow(images[0], cmap="gray", vmin=0, vmax=1)
         for ax in axes:
@@ -209,7 +209,7 @@ def draw_box(ax, box, color):
 # is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: lines that fade there don't
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: fading lines aren't
 
 
 def find_digits(pixels):
@@ -281,14 +281,15 @@ def remove_paper(pixels):
     # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
     # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
     window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
-    padded = np.pad(bright_ink, window, "edge")  # repeats the border's pixels: a strip of desk there is wide, so no ink
+    padded = np.pad(bright_ink, window, "edge")  # repeats the border's pixels: a strip of desk is now wide, so paper
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
     return bright_ink - paper
 
 
 def find_strokes(ink):
     """Number the strokes, but not ruled lines, faint strokes and specks: return the numbered picture and the boxes."""
-    usual = np.median(ink[ink >= 0.33 * ink.max()])  # strength. Higher: only of the strongest ink; lower: of paper, too
+    # The strength of most ink. With more than 0.33: only of the strongest; with less: of paper, too.
+    usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     horizontal = ruled_lines(strong)
     vertical = ruled_lines(strong.T).T  # found in the picture on its side
@@ -300,7 +301,7 @@ def find_strokes(ink):
     # Creases and the edges of shadows are weaker than ink, and dust is shorter.
     strength = ndimage.mean(ink, strokes, range(1, count + 1))  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
-    # 0.12 is white paper darkened by a sixth: on an empty page, all strokes are weaker.
+    # 0.12 (of logarithms) is white paper darkened by a sixth: on an empty page, all strokes are weaker.
     is_ink = strength > max(least, 0.12)
     left, top, right, bottom = find_boxes(strokes).T
     shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust is read
@@ -313,7 +314,7 @@ def ruled_lines(strong):
 
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
-    # A slanted line is a staircase of short runs. Grown by a pixel all around, they overlap, and rows have long runs.
+    # A slanted line is a staircase of short runs. Grown by a pixel all around, its steps overlap: the runs get longer.
     grown = ndimage.maximum_filter(strong, 3)
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
     length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
@@ -356,7 +357,7 @@ def choose_strokes(strokes, boxes):
 
     # What lies at the border is cut off if its centre is near the edge, or if it is very high.
     x, y = (left + right) / 2, (top + bottom) / 2
-    depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # of the centre, from the nearest edge
+    depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
     is_shallow = depth < 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
     is_high = bottom - top > 1.9 * digit_size  # higher: a line across the picture is read; lower: a long tail isn't
     is_cut = at_border & (is_shallow | is_high)
@@ -463,7 +464,7 @@ def other_ink(pixels, boxes):
     left, top, right, bottom = boxes.T
     unread = []
     for box in others:
-        inside = (left <= box[0]) & (top <= box[1]) & (box[2] <= right) & (box[3] <= bottom)  # of each digit's box
+        inside = (left <= box[0]) & (top <= box[1]) & (box[2] <= right) & (box[3] <= bottom)  # in which digits' boxes
         if not inside.any():
             unread.append(box)
     return unread
@@ -538,7 +539,7 @@ def drawing_window(network):
         update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # Kept in the figure, or Python would delete it. Its line is seen only while drawing, about as wide as PEN.
+    # Kept in the figure, or Python would delete it. Its line is seen only while drawing; 0.8 makes it as wide as PEN.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 

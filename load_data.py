@@ -86,6 +86,7 @@ def enlarge_digits():
     """Return scikit-learn's 8x8 digits in MNIST's form, always split the same way."""
     digits = load_digits()  # pixels from 0 to 16
     images = np.array([np.uint8(255 * fit_to_mnist(image / 16)) for image in digits.images])
+    # Stratified: each class has the same share in both parts.
     x_train, x_test, y_train, y_test = train_test_split(
         images, digits.target, train_size=1500, stratify=digits.target, random_state=0
     )
@@ -100,7 +101,7 @@ def read_npz(path):
         with zipfile.ZipFile(path) as archive, np.load(path) as file:
             if max(member.file_size for member in archive.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
                 raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
-            return [np.asarray(file[name]) for name in names]  # bytes become an array that check_form() refuses
+            return [np.asarray(file[name]) for name in names]  # no array: bytes, which check_form() refuses
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data with {', '.join(names)} ({error})") from error
 
@@ -112,7 +113,7 @@ def read_idx(folder, name):
     sizes. The bytes follow.
     """
     ndim = 3 if name.endswith("images") else 1
-    # Here, ? stands for "-" (in Kaggle's copies ".", and a folder has the "-"), and * for "" or ".gz".
+    # ? stands for "-", in Kaggle's copies for "." (there, the name with "-" is a folder's); * for "" or ".gz".
     paths = sorted(path for path in Path(folder).glob(f"{name}?idx{ndim}-ubyte*") if path.is_file())
     if not paths:
         raise InputError(f"{folder}: has no {name}-idx{ndim}-ubyte, with or without .gz")
@@ -121,7 +122,7 @@ def read_idx(folder, name):
         opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
         with opened as file:
             header = file.read(4 + 4 * ndim)
-            content = file.read(MAX_BYTES)  # a longer file is cut here; below, its length doesn't fit its header
+            content = file.read(MAX_BYTES)  # longer files are cut here; the check of the length refuses them
         magic, *shape = struct.unpack(f">{1 + ndim}I", header)  # ">4I": 4 big-endian integers, 0x803, 60000, 28, 28
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
@@ -174,7 +175,7 @@ def check_form(name, images, labels):
     problem = None
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE[:2]:
         problem = f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape (n, 28, 28)"
-    elif labels.dtype.kind not in "iu" or labels.ndim != 1:
+    elif labels.dtype.kind not in "iu" or labels.ndim != 1:  # signed or unsigned integers
         problem = f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape (n,)"
     elif len(images) != len(labels) or not len(images):
         problem = f"has {len(images)} images and {len(labels)} labels, expected equally many, at least one"
@@ -213,8 +214,8 @@ def quiet_start():
     """Hide what TensorFlow writes to stderr while it starts: `with quiet_start(): import keras`.
 
     It writes about six lines that no setting hides, and not through Python, but to file descriptor 2, which is what the
-    operating system calls stderr. So for that time, descriptor 2 is a file that drops everything. It isn't if the user
-    has set TF_CPP_MIN_LOG_LEVEL to 0, 1 or 3, to see more or less.
+    operating system calls stderr. So for that time, descriptor 2 is a file that drops everything. If the user has set
+    TF_CPP_MIN_LOG_LEVEL to 0, 1 or 3, nothing is hidden.
     """
     # What stands before `yield` runs when the with block is entered, what stands after it when the block is left.
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: only errors; it stays what the user has set

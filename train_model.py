@@ -20,7 +20,8 @@ from matplotlib.ticker import MaxNLocator
 EPOCHS = 10
 BATCH_SIZE = 128  # smaller: slower on 2 CPU cores; larger: less accurate in short runs
 PEAK_RATE = 4e-3  # Adam's highest learning rate in 10 epochs. Half of it: 0.06 % less; twice as much: 0.11 % less
-PEAK_EXPONENT = 0.3  # short runs need large steps: the peak is PEAK_RATE * (10 / epochs)**0.3, 1 epoch's twice as high
+# Short runs need large steps: the peak is PEAK_RATE * (10 / epochs)**PEAK_EXPONENT, in 1 epoch twice PEAK_RATE.
+PEAK_EXPONENT = 0.3
 WARM_UP = 0.2  # part of the run in which the rate climbs to its peak. Without it: 0.03 % less; longer: the same
 CORNER_SHIFT = 4.0  # pixels, for distortions. Smaller: it overfits; larger: illegible images; both lose 0.05 %
 
@@ -54,7 +55,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
             disk, a loss that became NaN or infinite.
     """
     check_integers(epochs=epochs, batch_size=batch_size, seed=seed)
-    epochs, batch_size, seed = int(epochs), int(batch_size), int(seed)  # NumPy's integers can overflow
+    epochs, batch_size, seed = int(epochs), int(batch_size), int(seed)  # np.uint8(200) * 2 would overflow
     path = model_path(data, model)
     check_writable(path)
 
@@ -70,7 +71,7 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         shuffle=False,  # batches() shuffles; with True, Keras would warn that it can't
         verbose=verbosity(),
     )
-    # A list is missing if no epoch ran, as a callback may have resumed a run that was complete.
+    # No epoch runs, and a list is missing, if a callback resumes a run that was complete.
     losses = history.history.get("loss", []) + history.history.get("val_loss", [])
     if not np.isfinite(losses).all():
         raise InputError(f"the loss became NaN or infinite in epoch {history.epoch[-1] + 1}; {path} is as it was")
@@ -142,7 +143,7 @@ def batches(X, y, batch_size, seed, augment=True):
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
         dataset = tf.data.Dataset.zip(dataset, seeds).map(distort_half)
     options = tf.data.Options()
-    options.autotune.enabled = False  # it tunes a pipeline while it runs, but stalls for seconds after each epoch
+    options.autotune.enabled = False  # it would tune the pipeline, but stall for seconds after each epoch
     return dataset.prefetch(2).with_options(options)  # 2 batches are made ahead; more only take memory
 
 
@@ -203,7 +204,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same weights (default: %(default)s)")
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="don't distort the images")
-    train_model(**vars(parser.parse_args()))  # each option's name here is a parameter's
+    train_model(**vars(parser.parse_args()))  # the options are named as its parameters
 
 
 if __name__ == "__main__":
