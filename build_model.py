@@ -51,7 +51,7 @@ def build_model(learning_rate=1e-3, steps_per_execution=1):
             layers.Flatten(),  # 576
             layers.Dense(64, activation="relu"),
             layers.Dropout(0.5),
-            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # in training, others may be 16
+            layers.Dense(CLASSES, activation="softmax", dtype="float32"),  # in training, others may be bfloat16
         ]
     )
     network.compile(
@@ -121,7 +121,7 @@ def check_writable(path):
     if os.path.isdir(path):
         raise InputError(f"{path}: can't be written (it is a folder)")
     target = Path(os.path.realpath(path))
-    try:  # makes and deletes a file there; its name is longer, as the name may be too long
+    try:  # makes a file there and deletes it; its name is longer than the model's, which may be too long
         tempfile.NamedTemporaryFile(prefix=target.name, dir=target.parent).close()
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error

@@ -118,7 +118,7 @@ def read_pictures(pictures, data="mnist", model=None):
         InputError: no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
-    if path.name == model_path("digits").name:  # as named for digits
+    if path.name == model_path("digits").name:  # the default name for the data digits
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, shown = [], []
     for picture in pictures:

@@ -101,7 +101,8 @@ def read_npz(path):
         with zipfile.ZipFile(path) as archive, np.load(path) as file:
             if max(member.file_size for member in archive.infolist()) > MAX_BYTES + 1000:  # 1000 bytes for its header
                 raise ValueError(f"an array takes over {MAX_BYTES // 10**6} MB; images must be uint8, at most 280,000")
-            return [np.asarray(file[name]) for name in names]  # no array: bytes, which check_form() refuses
+            # A member that is no array comes as bytes, of which asarray() makes one that check_form() refuses.
+            return [np.asarray(file[name]) for name in names]
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise InputError(f"{path}: can't be read as .npz data with {', '.join(names)} ({error})") from error
 
@@ -203,8 +204,9 @@ def run(main):
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        # EPIPE: the program that reads our output has quit, as in `... | head -1`. Windows reports it as EINVAL.
-        if error.errno != (errno.EINVAL if os.name == "nt" else errno.EPIPE):
+        # Has the program that reads our output quit, as in `... | head -1`? Windows reports it as EINVAL.
+        reader_quit = errno.EINVAL if os.name == "nt" else errno.EPIPE
+        if error.errno != reader_quit:
             raise
         os._exit(1)  # leaves at once; a usual exit would try to write the rest of the output, and fail again
 

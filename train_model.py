@@ -34,7 +34,8 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
     The same seed gives the same weights, bit for bit, on the same CPU, number of cores and versions.
 
     It sets the random seeds of Python, NumPy and TensorFlow, which the whole process shares. To
-    train several networks at once, use processes, such as joblib's.
+    train several networks at once, use processes, such as joblib's (but not Python's `fork`:
+    after it, Keras hangs).
 
     Args:
         data: a source that `load_data()` takes.

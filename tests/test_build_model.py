@@ -1,7 +1,7 @@
 """The network is the README's, layer by layer, and its file can be read and trained further by others."""
 
+import json
 import os
-import runpy
 from pathlib import Path
 
 import h5py
@@ -9,7 +9,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT, build_small_network, failing, posix
+from conftest import build_small_network, failing, posix, python
 from numpy.lib.stride_tricks import sliding_window_view
 
 import build_model as module
@@ -89,15 +89,20 @@ def test_summary(end_of):
     assert (end.code, end.err) == (0, "") and "93,322" in end.out
 
 
-def test_a_users_own_keras_settings_change_nothing(monkeypatch):
-    """Neither another backend, nor channels first, nor other floats; the scripts are run as if they were new."""
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras.config.set_image_data_format("channels_first")
-    keras.config.set_floatx("float16")
-    for name in ("load_data", "build_model"):
-        runpy.run_path(ROOT / f"{name}.py")
-    assert os.environ["KERAS_BACKEND"] == "tensorflow"
-    assert (keras.config.image_data_format(), keras.config.floatx()) == ("channels_last", "float32")
+def test_a_users_own_keras_settings_change_nothing(tmp_path):
+    """Neither another backend, nor channels first, nor other floats: the weights are the same, bit for bit."""
+    code = (
+        "from build_model import *; keras.utils.set_random_seed(0); m = build_model(); "
+        "print(keras.backend.backend(), m.count_params(), sum(float(abs(w).sum()) for w in m.get_weights()))"
+    )
+    settings = {"floatx": "float16", "epsilon": 1e-7, "backend": "jax", "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    odd = python("-c", code, cwd=tmp_path, KERAS_HOME=str(tmp_path), KERAS_BACKEND="jax")
+    assert (odd.returncode, odd.stderr) == (0, "")
+    keras.utils.set_random_seed(0)
+    network = build_model()
+    total = sum(float(abs(weights).sum()) for weights in network.get_weights())
+    assert odd.stdout.split() == ["tensorflow", "93322", str(total)]
 
 
 # Its file

@@ -28,7 +28,7 @@ KINDS = {
     "drawn": "one digit drawn in a paint program",
     "paper": "one digit on paper in uneven light",
     "ruled": "one digit on ruled paper",
-    "page": "pages of digits on paper",
+    "page": "whole pages (right: every digit)",
     "blank": "paper without a digit (right: none found)",
 }
 
@@ -160,8 +160,15 @@ def draw_steps(picture):
     axes[5].imshow(np.vstack([np.hstack(padded[:columns]), np.hstack(padded[columns:])]), cmap="gray")
     axes[5].vlines(28 * np.arange(1, columns) - 0.5, -0.5, 55.5, color="0.4")
     axes[5].hlines(27.5, -0.5, 28 * columns - 0.5, color="0.4")
-    titles = "1. the picture|2. paper removed|3. strokes|4. chosen, 5. joined|6. in reading order|7. like MNIST's"
-    for ax, title in zip(axes, titles.split("|")):
+    titles = (
+        "1. the picture",
+        "2. paper removed",
+        "3. strokes",
+        "4. chosen, 5. joined",
+        "6. in reading order",
+        "7. like MNIST's",
+    )
+    for ax, title in zip(axes, titles):
         ax.set(title=title, xticks=[], yticks=[])
     return figure
 
@@ -184,7 +191,7 @@ def main():
     X_test, y_test = load_data(args.data)[2:]
     print(f"| {args.each} pictures of each kind | read right, % | the usual way, % |\n|---|---|---|")
     for kind, (right, usual) in measure(network, X_test, y_test, args.each).items():
-        beside = "" if kind in ("page", "blank") else f"{100 * usual:.1f}"
+        beside = "–" if kind in ("page", "blank") else f"{100 * usual:.1f}"
         print(f"| {KINDS[kind]} | {100 * right:.1f} | {beside} |")
 
 
