@@ -158,7 +158,7 @@ def digit_texts(probabilities):
 
 
 def draw_predictions(shown):
-    """Return a figure of pictures, with a red box around each digit and grey boxes around ink that wasn't read.
+    """Return a figure of pictures, with a red box around each digit; ink in a grey box alone wasn't read.
 
     A picture of one digit has beside it what the network saw.
     """
@@ -175,7 +175,9 @@ def draw_predictions(shown):
         axes = cell.subplots(1, parts, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
-        for box in other_ink(pixels, boxes):
+        # Around all strokes; the red boxes of digits lie over those that were read.
+        _, stroke_boxes = find_strokes(remove_paper(pixels))
+        for box in stroke_boxes:
             draw_box(axes[0], box, "0.5")
         for box, digit in zip(boxes, digit_texts(probabilities)):
             draw_box(axes[0], box, "red")
@@ -197,7 +199,7 @@ def draw_box(ax, box, color):
 #
 # 1. load_picture()
 # 2. remove_paper(): only ink is left
-# 3. find_strokes(): number its connected pieces. Dropped: ruled lines, faint pieces and specks
+# 3. find_strokes(): number its connected pieces. Dropped: faint ones
 # 4. choose_strokes(): which can be digits or parts of them? Dropped: frames and what the border cuts off
 # 5. join_strokes(): put the parts of each digit together. Dropped: dots and dashes
 # 6. reading_order()
@@ -209,7 +211,7 @@ def draw_box(ax, box, color):
 # is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: fading lines aren't
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: fading strokes don't
 
 
 def find_digits(pixels):
@@ -246,16 +248,16 @@ def load_picture(path):
     formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # for others, Pillow may run programs (EPS)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
-            if image.width * image.height > 50_000_000:  # more than telephones take; more could fill the memory
-                raise ValueError("too many megapixels")
-            if image.mode[0] in "IF":  # integers of 16 bits, or floats: Pillow would cut them off at 255
-                raise ValueError("more than 8 bits for a colour")
+            # More than telephones take could fill the memory. Integers of 16 bits and floats, "I" and "F", Pillow would
+            # cut off at 255.
+            if image.width * image.height > 50_000_000 or image.mode[0] in "IF":
+                raise ValueError("more than 50 megapixels, or than 8 bits for a colour")
             image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves time
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX takes means: thin strokes fade, but stay
             return np.asarray(image)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise InputError(f"not a picture that can be read ({error}); export it as JPEG, up to 50 megapixels") from error
+        raise InputError(f"not a picture that can be read ({error}); export it as JPEG") from error
 
 
 def remove_paper(pixels):
@@ -287,52 +289,24 @@ def remove_paper(pixels):
 
 
 def find_strokes(ink):
-    """Number the strokes, but not ruled lines, faint strokes and specks: return the numbered picture and the boxes."""
+    """Number the strokes, but not faint ones: return the numbered picture and the boxes."""
     # The strength of most ink. With more than 0.33: only of the strongest; with less: of paper, too.
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
-    horizontal = ruled_lines(strong)
-    vertical = ruled_lines(strong.T).T  # found in the picture on its side
-    strong = strong & ~(horizontal | vertical)
-
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
     strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
 
-    # Creases and the edges of shadows are weaker than ink, and dust is shorter.
+    # Creases and the edges of shadows are weaker than ink.
     strength = ndimage.mean(ink, strokes, range(1, count + 1))  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
     # 0.12 (of logarithms) is white paper darkened by a sixth: on an empty page, all strokes are weaker.
     is_ink = strength > max(least, 0.12)
-    left, top, right, bottom = find_boxes(strokes).T
-    shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust is read
-    is_long = np.maximum(right - left, bottom - top) > shortest
-    return keep(strokes, is_ink & is_long)
-
-
-def ruled_lines(strong):
-    """Find a ruled page's lines, or pieces of them: long, nearly horizontal, and leading to the left or right border.
-
-    Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
-    """
-    # A slanted line is a staircase of short runs. Grown by a pixel all around, its steps overlap: the runs get longer.
-    grown = ndimage.maximum_filter(strong, 3)
-    # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
-    length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
-    # An opening in rows only: it leaves runs at least as long as that. "Constant": there is no ink beyond the border.
-    runs = ndimage.grey_opening(grown, (1, length), mode="constant")
-    lines, _ = ndimage.label(runs)
-    left, _, right, _ = find_boxes(lines).T
-    at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
-    if at_border.sum() < 2:  # a single piece may be a digit's bar
-        return np.zeros_like(strong)
-    lines, _ = keep(lines, at_border)
-    return lines > 0
+    return keep(strokes, is_ink)
 
 
 def find_boxes(strokes):
     """Return the boxes, int (n, 4), of the strokes in a numbered picture."""
-    slices = ndimage.find_objects(strokes)  # for each stroke, its rows and its columns
-    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in slices]
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(strokes)]
     return np.array(boxes, int).reshape(-1, 4)  # (0, 4) if there are none
 
 
@@ -367,29 +341,32 @@ def choose_strokes(strokes, boxes):
 
 def find_frames(strokes, boxes):
     """Return which strokes are frames, bool (n,): hollow, and with other strokes inside."""
-    left, top, right, bottom = boxes.T
-    x, y = (left + right) / 2, (top + bottom) / 2
-    widths, heights = right - left, bottom - top
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2  # of the centres
+    heights = boxes[:, 3] - boxes[:, 1]
     is_frame = np.zeros(len(boxes), bool)
-    for i in range(len(boxes)):
-        inside = (left[i] < x) & (x < right[i]) & (top[i] < y) & (y < bottom[i])  # whose centres lie in this box
-        inside[i] = False  # but not the stroke itself
-        # Higher: the frame of a small digit counts as a digit; lower: a 0 with a speck in it counts as a frame.
-        holds_strokes = heights[inside].sum() > 0.2 * heights[i]
-        third_x, third_y = widths[i] // 3, heights[i] // 3
-        # The middle ninth of the box.
-        core = strokes[top[i] + third_y : bottom[i] - third_y, left[i] + third_x : right[i] - third_x]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # whose centres lie in this box, its own, too
+        # Higher than 1.2: the frame of a small digit counts as a digit; lower: a 0 with a speck in it as a frame.
+        holds_strokes = heights[inside].sum() > 1.2 * heights[i]
+        third_x, third_y = (right - left) // 3, (bottom - top) // 3
+        core = strokes[top + third_y : bottom - third_y, left + third_x : right - third_x]  # the box's middle ninth
         is_hollow = i + 1 not in core  # none of its own pixels, which have the number i + 1
         is_frame[i] = holds_strokes and is_hollow
     return is_frame
 
 
 def usual_size(boxes):
-    """Return the mean of the boxes' longer sides in pixels, or 0 if there are no boxes."""
+    """Return the mean of the boxes' heights in pixels, without flat ones; 0 if there are no others."""
+    _, top, _, bottom = boxes[~are_flat(boxes)].T
+    heights = bottom - top
+    # High ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
+    return np.average(heights, weights=heights) if len(heights) else 0
+
+
+def are_flat(boxes):
+    """Return which boxes are those of lines, dashes and bars, bool (n,)."""
     left, top, right, bottom = boxes.T
-    lengths = np.maximum(right - left, bottom - top)
-    # Long ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
-    return np.average(lengths, weights=lengths) if len(boxes) else 0
+    return right - left > 3 * (bottom - top)  # higher: dashes are read; lower: broad, flat digits are lost
 
 
 def join_strokes(strokes, boxes, digit_size):
@@ -402,11 +379,10 @@ def join_strokes(strokes, boxes, digit_size):
     _, digit_of_stroke = connected_components(joined, directed=False)
     digits = np.append(0, digit_of_stroke + 1)[strokes]  # looked up for each pixel, as in keep()
 
-    left, top, right, bottom = find_boxes(digits).T
-    widths, heights = right - left, bottom - top
-    is_low = heights < 0.36 * digit_size  # a dot. Higher: small digits are lost; lower: blots are read
-    is_dash = widths > 3 * heights  # higher: dashes are read; lower: broad, flat digits are lost
-    return keep(digits, ~is_low & ~is_dash)
+    boxes = find_boxes(digits)
+    _, top, _, bottom = boxes.T
+    is_low = bottom - top < 0.36 * digit_size  # a dot. Higher: small digits are lost; lower: blots are read
+    return keep(digits, ~is_low & ~are_flat(boxes))
 
 
 def belong_together(a, b, digit_size):
@@ -421,7 +397,7 @@ def belong_together(a, b, digit_size):
     shares_columns = overlap > 0.3 * narrower  # higher: a 5 loses its bar; lower: leaning neighbours are joined
     gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # between them, downwards; negative if one reaches into the other
     is_close = gap < 0.2 * digit_size  # higher: the row below is joined; lower: a 5 loses its bar
-    height = max(bottom_a, bottom_b) - min(top_a, top_b)  # from the upper one's top to the lower one's bottom
+    height = max(bottom_a, bottom_b) - min(top_a, top_b)  # of both together
     is_digit_high = height < 1.7 * digit_size  # higher: rows are joined; lower: tall digits stay in pieces
     return shares_columns and is_close and is_digit_high
 
@@ -430,16 +406,13 @@ def reading_order(boxes):
     """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
     left, top, _, bottom = boxes.T
     y = (top + bottom) / 2  # of the centres
+    downwards = y.argsort()
     # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
     step = 0.5 * np.median(bottom - top)
+    begins_row = np.diff(y[downwards]) > step  # for all but the topmost: so far below the one before?
     rows = np.zeros(len(boxes), int)
-    row, last_y = 0, y.min()
-    for i in y.argsort():  # downwards
-        if y[i] > last_y + step:  # so far below: a new row
-            row += 1
-        rows[i] = row
-        last_y = y[i]
-    order = np.array(sorted(range(len(boxes)), key=lambda i: (rows[i], left[i])))
+    rows[downwards[1:]] = begins_row.cumsum()  # the number of rows begun so far
+    order = np.lexsort((left, rows))  # by row, and within a row by the left edge
     return order, rows[order]
 
 
@@ -447,27 +420,13 @@ def cut_out(ink, box):
     """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
     left, top, right, bottom = box
     digit = ink[top:bottom, left:right]
-    # The strongest fifth of its pixels becomes 1. Higher than 80: faint parts stay faint; lower: blurs become ink.
-    digit = np.clip(digit / np.percentile(digit[digit > 0], 80), 0, 1)
-    digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
+    digit = np.pad(crop_and_scale(digit / digit.max(), 100), 5)  # padded, so that strokes have room to grow
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.
     missing = max(0, round(10 - pen))
     # Each pixel becomes the brightest in a window: a window of 1 changes nothing, of 2 widens strokes by a pixel.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))
-
-
-def other_ink(pixels, boxes):
-    """Return the boxes of the strokes that lie in none of the digits' `boxes`, and so weren't read."""
-    _, others = find_strokes(remove_paper(pixels))
-    left, top, right, bottom = boxes.T
-    unread = []
-    for box in others:
-        inside = (left <= box[0]) & (top <= box[1]) & (box[2] <= right) & (box[3] <= bottom)  # in which digits' boxes
-        if not inside.any():
-            unread.append(box)
-    return unread
 
 
 # Drawing in a window

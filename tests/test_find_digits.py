@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from evaluate_model import choose_strokes, cut_out, find_boxes, find_digits, find_strokes, join_strokes, load_picture
-from evaluate_model import reading_order, remove_paper, ruled_lines
+from evaluate_model import reading_order, remove_paper
 from load_data import InputError
 
 
@@ -152,7 +152,7 @@ LOOKS = {
     "large": drawing(size=(3000, 4000), at=(600, 900), height=2000, pen=200),
     "palette": drawing().convert("P"),
     **{f"transparent {shade}": transparent(shade) for shade in (0, 255)},
-    "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
+    "faintly ruled": with_bars(drawing(pen=16), 190, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
 }
 
@@ -266,25 +266,13 @@ def test_the_paper_is_removed_and_ink_is_bright_in_either_polarity():
         assert ink[stroke].mean() > 0.5 and np.abs(ink[~ndimage.binary_dilation(stroke, iterations=5)]).max() < 0.02
 
 
-def test_strokes_are_numbered_and_weak_or_small_ones_are_not():
+def test_strokes_are_numbered_and_weak_ones_are_not():
     ink = np.zeros((200, 200), np.float32)
     for number, strength in enumerate((1, 0.8, 0.4)):
         ink[20:80, 20 + 50 * number : 30 + 50 * number] = strength
-    ink[150:153, 20:23] = 1  # a speck
     strokes, boxes = find_strokes(ink)
     assert boxes.tolist() == [[20, 20, 30, 80], [70, 20, 80, 80]]
     assert set(np.unique(strokes)) == {0, 1, 2} and strokes[50, 25] == 1 and strokes[50, 75] == 2
-
-
-def test_two_or_more_lines_from_the_border_are_a_ruled_pages():
-    mask = np.zeros((300, 300), bool)
-    mask[100:102, :] = True
-    assert not ruled_lines(mask).any(), "one may be a digit's bar"
-    mask[200:202, :] = True
-    mask[150, 100:200] = True  # not from the border
-    mask[50, :45] = mask[50, -45:] = True  # too short
-    found = ruled_lines(mask)
-    assert found[100:102].all() and found[200:202].all() and not found[140:160].any() and not found[40:60].any()
 
 
 def test_dots_hardly_count_for_the_usual_size_of_a_digit():
@@ -414,7 +402,7 @@ def test_a_page_without_ink_is_refused(find, side):
         y, x = np.mgrid[:side, :side] / side
         lines = np.full((side, side), 230)
         lines[20 :: side // 10] = 150
-        pages += [120 + 80 * x, 120 + 80 * (x + y > 0.9), lines, np.minimum(lines, lines.T)]
+        pages += [120 + 80 * x, 120 + 80 * (x + y > 0.9), lines]
     for pixels in pages:
         with pytest.raises(InputError, match="^no digit found in it"):
             find(Image.fromarray(pixels.astype(np.uint8)))
@@ -449,5 +437,5 @@ def test_what_would_take_too_much_memory_is_refused(name, tmp_path):
     Image.new("L", (10_000, 5000)).save(tmp_path / name)
     assert load_picture(tmp_path / name).shape == (500, 1000, 4)
     Image.new("L", (10_001, 5000)).save(tmp_path / name)
-    with pytest.raises(InputError, match="too many megapixels"):
+    with pytest.raises(InputError, match="more than 50 megapixels"):
         load_picture(tmp_path / name)
