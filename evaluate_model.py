@@ -199,7 +199,7 @@ def draw_box(ax, box, color):
 #
 # 1. load_picture()
 # 2. remove_paper(): only ink is left
-# 3. find_strokes(): number its connected pieces. Dropped: faint ones
+# 3. find_strokes(): number its connected pieces. Dropped: faint ones and specks
 # 4. choose_strokes(): which can be digits or parts of them? Dropped: frames and what the border cuts off
 # 5. join_strokes(): put the parts of each digit together. Dropped: dots and dashes
 # 6. reading_order()
@@ -211,7 +211,7 @@ def draw_box(ax, box, color):
 # is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: fading strokes don't
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: cut strokes that fade don't
 
 
 def find_digits(pixels):
@@ -248,13 +248,12 @@ def load_picture(path):
     formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # for others, Pillow may run programs (EPS)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
-            # More than telephones take could fill the memory. Integers of 16 bits and floats, "I" and "F", Pillow would
-            # cut off at 255.
+            # Larger ones could fill the memory; 16-bit integers, "I", and floats, "F", Pillow would cut off at 255.
             if image.width * image.height > 50_000_000 or image.mode[0] in "IF":
                 raise ValueError("more than 50 megapixels, or than 8 bits for a colour")
             image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves time
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
-            image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX takes means: thin strokes fade, but stay
+            image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX averages: thin strokes fade, but stay
             return np.asarray(image)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise InputError(f"not a picture that can be read ({error}); export it as JPEG") from error
@@ -283,25 +282,28 @@ def remove_paper(pixels):
     # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
     # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
     window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
-    padded = np.pad(bright_ink, window, "edge")  # repeats the border's pixels: a strip of desk is now wide, so paper
+    padded = np.pad(bright_ink, window, "edge")  # repeats the edge's pixels: a narrow strip of desk gets wide, like paper
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
     return bright_ink - paper
 
 
 def find_strokes(ink):
-    """Number the strokes, but not faint ones: return the numbered picture and the boxes."""
-    # The strength of most ink. With more than 0.33: only of the strongest; with less: of paper, too.
+    """Number the strokes, but not faint ones and specks: return the numbered picture and the boxes."""
+    # The usual strength of ink. Higher than 0.33: only the strongest counts; lower: paper counts, too.
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
     strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
 
-    # Creases and the edges of shadows are weaker than ink.
+    # Creases and the edges of shadows are weaker than ink, and dust is smaller.
     strength = ndimage.mean(ink, strokes, range(1, count + 1))  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
-    # 0.12 (of logarithms) is white paper darkened by a sixth: on an empty page, all strokes are weaker.
+    # 0.12, a difference of logarithms, is white paper darkened by a sixth: an empty page holds nothing as dark.
     is_ink = strength > max(least, 0.12)
-    return keep(strokes, is_ink)
+    left, top, right, bottom = find_boxes(strokes).T
+    shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust counts
+    is_long = np.maximum(right - left, bottom - top) > shortest
+    return keep(strokes, is_ink & is_long)
 
 
 def find_boxes(strokes):
@@ -329,12 +331,12 @@ def choose_strokes(strokes, boxes):
         at_border[:] = False
         digit_size = usual_size(boxes[~is_frame])
 
-    # What lies at the border is cut off if its centre is near the edge, or if it is very high.
+    # What lies at the border is cut off if its centre is near the edge, or if it is very tall.
     x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
     is_shallow = depth < 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
-    is_high = bottom - top > 1.9 * digit_size  # higher: a line across the picture is read; lower: a long tail isn't
-    is_cut = at_border & (is_shallow | is_high)
+    is_tall = bottom - top > 1.9 * digit_size  # higher: lines across are read; lower: long-tailed digits aren't
+    is_cut = at_border & (is_shallow | is_tall)
     strokes, boxes = keep(strokes, ~is_frame & ~is_cut)
     return strokes, boxes, digit_size
 
@@ -346,7 +348,7 @@ def find_frames(strokes, boxes):
     is_frame = np.zeros(len(boxes), bool)
     for i, (left, top, right, bottom) in enumerate(boxes):
         inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # whose centres lie in this box, its own, too
-        # Higher than 1.2: the frame of a small digit counts as a digit; lower: a 0 with a speck in it as a frame.
+        # 1.2: its own height, and 0.2. Higher: a small digit's frame is kept; lower: a 0 with a speck is dropped.
         holds_strokes = heights[inside].sum() > 1.2 * heights[i]
         third_x, third_y = (right - left) // 3, (bottom - top) // 3
         core = strokes[top + third_y : bottom - third_y, left + third_x : right - third_x]  # the box's middle ninth
@@ -359,7 +361,7 @@ def usual_size(boxes):
     """Return the mean of the boxes' heights in pixels, without flat ones; 0 if there are no others."""
     _, top, _, bottom = boxes[~are_flat(boxes)].T
     heights = bottom - top
-    # High ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
+    # Tall ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
     return np.average(heights, weights=heights) if len(heights) else 0
 
 
@@ -375,7 +377,7 @@ def join_strokes(strokes, boxes, digit_size):
     for a in range(len(boxes)):
         for b in range(a):
             joined[a, b] = belong_together(boxes[a], boxes[b], digit_size)
-    # If a is joined to b and b to c, all three are one digit. Each stroke gets the number of its digit, from 0 on.
+    # If a is joined to b and b to c, all three are one digit. Each stroke gets its digit's number, here from 0 on.
     _, digit_of_stroke = connected_components(joined, directed=False)
     digits = np.append(0, digit_of_stroke + 1)[strokes]  # looked up for each pixel, as in keep()
 
@@ -388,7 +390,7 @@ def join_strokes(strokes, boxes, digit_size):
 def belong_together(a, b, digit_size):
     """Return whether strokes with the boxes a and b are parts of one digit.
 
-    That is, one lies above the other or in it, close to it, and together they are no higher than a digit.
+    That is, one lies above the other or in it, close to it, and together they are no taller than a digit.
     """
     left_a, top_a, right_a, bottom_a = a
     left_b, top_b, right_b, bottom_b = b
@@ -398,8 +400,8 @@ def belong_together(a, b, digit_size):
     gap = max(top_a, top_b) - min(bottom_a, bottom_b)  # between them, downwards; negative if one reaches into the other
     is_close = gap < 0.2 * digit_size  # higher: the row below is joined; lower: a 5 loses its bar
     height = max(bottom_a, bottom_b) - min(top_a, top_b)  # of both together
-    is_digit_high = height < 1.7 * digit_size  # higher: rows are joined; lower: tall digits stay in pieces
-    return shares_columns and is_close and is_digit_high
+    fits_a_digit = height < 1.7 * digit_size  # higher: rows are joined; lower: tall digits stay in pieces
+    return shares_columns and is_close and fits_a_digit
 
 
 def reading_order(boxes):
@@ -409,7 +411,7 @@ def reading_order(boxes):
     downwards = y.argsort()
     # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
     step = 0.5 * np.median(bottom - top)
-    begins_row = np.diff(y[downwards]) > step  # for all but the topmost: so far below the one before?
+    begins_row = np.diff(y[downwards]) > step  # for all but the topmost: is it so far below the one before?
     rows = np.zeros(len(boxes), int)
     rows[downwards[1:]] = begins_row.cumsum()  # the number of rows begun so far
     order = np.lexsort((left, rows))  # by row, and within a row by the left edge

@@ -266,10 +266,11 @@ def test_the_paper_is_removed_and_ink_is_bright_in_either_polarity():
         assert ink[stroke].mean() > 0.5 and np.abs(ink[~ndimage.binary_dilation(stroke, iterations=5)]).max() < 0.02
 
 
-def test_strokes_are_numbered_and_weak_ones_are_not():
+def test_strokes_are_numbered_and_weak_or_small_ones_are_not():
     ink = np.zeros((200, 200), np.float32)
     for number, strength in enumerate((1, 0.8, 0.4)):
         ink[20:80, 20 + 50 * number : 30 + 50 * number] = strength
+    ink[150:153, 20:23] = 1  # a speck
     strokes, boxes = find_strokes(ink)
     assert boxes.tolist() == [[20, 20, 30, 80], [70, 20, 80, 80]]
     assert set(np.unique(strokes)) == {0, 1, 2} and strokes[50, 25] == 1 and strokes[50, 75] == 2
