@@ -282,7 +282,7 @@ def remove_paper(pixels):
     # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
     # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
     window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
-    padded = np.pad(bright_ink, window, "edge")  # repeats the edge's pixels: a narrow strip of desk gets wide, like paper
+    padded = np.pad(bright_ink, window, "edge")  # repeats the edge: a narrow strip of desk gets wide, like paper
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
     return bright_ink - paper
 
