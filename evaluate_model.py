@@ -422,7 +422,7 @@ def cut_out(ink, box):
     """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
     left, top, right, bottom = box
     digit = ink[top:bottom, left:right]
-    digit = np.pad(crop_and_scale(digit / digit.max(), 100), 5)  # padded, so that strokes have room to grow
+    digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.

@@ -84,8 +84,8 @@ def download_mnist():
 
 def enlarge_digits():
     """Return scikit-learn's 8x8 digits in MNIST's form, always split the same way."""
-    digits = load_digits()  # pixels from 0 to 16
-    images = np.array([np.uint8(255 * fit_to_mnist(image / 16)) for image in digits.images])
+    digits = load_digits()
+    images = np.array([np.uint8(255 * fit_to_mnist(image)) for image in digits.images])
     # Stratified: each class has the same share in both parts.
     x_train, x_test, y_train, y_test = train_test_split(
         images, digits.target, train_size=1500, stratify=digits.target, random_state=0
@@ -144,7 +144,7 @@ def preprocess(images, labels):
 
 
 def fit_to_mnist(ink):
-    """Return one digit's ink, from 0 to 1 and of any size, as MNIST's authors prepared theirs: float32 (28, 28).
+    """Return one digit's ink, of any size and strength, as MNIST's authors prepared theirs: float32 (28, 28).
 
     It is cropped, scaled to fit 20x20 pixels, and placed so that its centre of mass is at 14, 14.
     """
@@ -155,7 +155,8 @@ def fit_to_mnist(ink):
 
 
 def crop_and_scale(ink, length):
-    """Return ink, from 0 to 1, cropped, its longer side scaled to `length` pixels and its strongest pixel to 1."""
+    """Return ink cropped, its longer side scaled to `length` pixels and its strongest pixel to 1."""
+    ink = ink / ink.max()
     visible = Image.fromarray(ink > 0.2)  # higher: faint ends are cut off; lower: a grey rim counts as ink
     box = visible.getbbox()  # the smallest box around all visible pixels
     image = Image.fromarray(ink.astype(np.float32)).crop(box)

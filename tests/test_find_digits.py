@@ -111,7 +111,8 @@ def test_mnists_own_digits_come_back(digit, scale, least, invert):
 def test_form_and_proportions(load):
     image = load(drawing())
     assert not close(image, image[:, ::-1]) and not close(image, 1 - image), "what the other tests rely on"
-    assert_mnist_form(image)
+    for picture in (image, load(drawing(size=(8, 8), at=(1, 1), height=5, pen=1))):
+        assert_mnist_form(picture)
     rows, columns = np.nonzero(image[..., 0] > 0.2)
     assert (np.ptp(columns) + 1) / (np.ptp(rows) + 1) == pytest.approx(0.64, abs=0.1), "aspect ratio kept"
     assert image[:14].sum() > image[14:].sum(), "a 7 has its bar on top: neither turned nor mirrored"
@@ -173,21 +174,11 @@ def test_nor_do_the_kind_of_file_and_its_compression(load):
     assert close(load(photo(), "a.jpg", quality=60), load(drawing()))
 
 
-def test_thin_lines_become_as_thick_as_mnists(load):
-    width = lambda image: image.sum() / 32  # the 7's lines are about 32 pixels long
-    thin, thick = width(load(drawing(pen=1))), width(load(drawing(pen=20)))
-    assert 1.2 < thin < 3 and 1.5 < thick < 3, "a pen of 1 of 200 pixels is a tenth of one of MNIST's"
-
-
 def test_a_broad_0_keeps_its_hole(load):
     """It is the ink that must be found, and not the hole."""
     image = Image.new("L", (240, 240), 255)
     ImageDraw.Draw(image).ellipse((40, 30, 200, 210), outline=0, width=30)
     assert load(image)[12:16, 12:16].max() < 0.1
-
-
-def test_tiny_picture(load):
-    assert_mnist_form(load(drawing(size=(8, 8), at=(1, 1), height=5, pen=1)))
 
 
 # Several digits
@@ -218,11 +209,11 @@ def test_a_photograph_that_lies_on_its_side_is_turned(find):
     assert close(seven, same_seven)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_pixels_may_be_grey_or_coloured(mode, find):
+def test_pixels_may_be_grey_or_coloured(find):
     image = page(*ROWS, size=(900, 700))
-    for got, expected in zip(find_digits(np.asarray(image.convert(mode))), find(image), strict=True):
-        assert np.array_equal(got, expected)
+    for mode in ("L", "RGB"):
+        for got, expected in zip(find_digits(np.asarray(image.convert(mode))), find(image), strict=True):
+            assert np.array_equal(got, expected)
 
 
 def test_a_slanted_row_is_one_row(find):
@@ -320,7 +311,7 @@ def test_strokes_are_joined_by_their_boxes():
 
 def test_a_digit_becomes_20_pixels_long_with_strokes_of_mnists_width():
     ink = np.zeros((300, 300), np.float32)
-    ink[50:250, 140:144] = 0.6
+    ink[50:250, 140:144] = 0.15  # faint
     image = cut_out(ink, (100, 40, 200, 260))
     rows, columns = np.nonzero(image > 0.5)
     assert image.max() == 1 and np.ptp(rows) + 1 == 20 and 2 <= np.ptp(columns) + 1 <= 3
@@ -361,7 +352,10 @@ def test_a_page_of_small_digits_in_a_frame_is_read(find):
     assert len(boxes) == 24 and rows.max() == 3
 
 
-def test_a_0_with_a_speck_in_it_is_no_frame(find):
+def test_a_0_with_a_speck_in_it_is_no_frame_but_what_holds_a_small_digit_is(find):
+    image = page(("7", 280, 100), size=(600, 300))
+    ImageDraw.Draw(image).rectangle((20, 10, 580, 290), outline=0, width=6)
+    assert find(image)[1][:, 0] == pytest.approx([280], abs=8)
     image = page(("0", 100, 100), ("7", 300, 100), size=(600, 300), pen=8)
     ImageDraw.Draw(image).rectangle((125, 145, 134, 154), fill=0)
     assert len(find(image)[0]) == 2

@@ -62,9 +62,8 @@ def test_photographs_in_a_folder_are_counted(tmp_path, digits_model, end_of):
     assert end.code == 0 and lines[0] == "WRONG  blank_3.png: no digit found"
     assert [line.split()[1] for line in lines[1:3]] == ["mine_7.png:", "page_71.png:"]
     assert lines[3].endswith(" of 2 read right") and lines[4].endswith(" of 1 read right")
-    assert_one_line(
-        end_of(pictures, "--model", digits_model[0], "--photos", "none").code, "error: none: no such folder"
-    )
+    end = end_of(pictures, "--model", digits_model[0], "--photos", "none")
+    assert_one_line(end.code, "error: none: no such folder")
 
 
 def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):
@@ -72,5 +71,5 @@ def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):
     assert end_of(pictures, "--steps", ROOT / ".github/images/page.jpg") == (0, "Saved steps.png\n", "")
     figure = pictures.draw_steps(MY_DIGIT)
     assert len(figure.axes) == 6 and all(ax.images for ax in figure.axes)
-    assert np.asarray(figure.axes[5].images[0].get_array()).shape == (56, 28)
+    assert np.asarray(figure.axes[5].images[0].get_array()).shape == (60, 30)
     pictures.plt.close("all")

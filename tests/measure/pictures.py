@@ -145,32 +145,29 @@ def draw_steps(picture):
     strokes, boxes = module.find_strokes(ink)
     digits, _ = module.join_strokes(*module.choose_strokes(strokes, boxes))
     images, found, _ = module.find_digits(pixels)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    axes = axes.flat
-    axes[0].imshow(pixels)
-    axes[1].imshow(ink, cmap="gray")
-    for ax, numbers in ((axes[2], strokes), (axes[3], digits)):
-        ax.imshow(np.where(numbers, numbers % 9 + 3, 0), cmap="nipy_spectral", vmax=12, interpolation="nearest")
-    axes[4].imshow(pixels)
-    for number, box in enumerate(found, start=1):
-        module.draw_box(axes[4], box, "blue")
-        axes[4].text(box[0], box[1], number, color="blue", va="bottom")
     columns = -(-len(images) // 2)
-    padded = np.pad(images[..., 0], [(0, 2 * columns - len(images)), (0, 0), (0, 0)])
-    axes[5].imshow(np.vstack([np.hstack(padded[:columns]), np.hstack(padded[columns:])]), cmap="gray")
-    axes[5].vlines(28 * np.arange(1, columns) - 0.5, -0.5, 55.5, color="0.4")
-    axes[5].hlines(27.5, -0.5, 28 * columns - 0.5, color="0.4")
-    titles = (
-        "1. the picture",
-        "2. paper removed",
-        "3. strokes",
-        "4. chosen, 5. joined",
-        "6. in reading order",
-        "7. like MNIST's",
-    )
-    for ax, title in zip(axes, titles):
+    framed = np.pad(images[..., 0], [(0, 2 * columns - len(images)), (1, 1), (1, 1)], constant_values=0.4)
+    panels = {
+        "1. the picture": pixels,
+        "2. paper removed": ink,
+        "3. strokes": in_colours(strokes),
+        "4. chosen, 5. joined": in_colours(digits),
+        "6. in reading order": pixels,
+        "7. like MNIST's": np.vstack([np.hstack(framed[:columns]), np.hstack(framed[columns:])]),
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    for ax, (title, panel) in zip(axes.flat, panels.items()):
+        ax.imshow(panel, cmap="gray")
         ax.set(title=title, xticks=[], yticks=[])
+    for number, box in enumerate(found, start=1):
+        module.draw_box(axes.flat[4], box, "blue")
+        axes.flat[4].text(box[0], box[1], number, color="blue", va="bottom")
     return figure
+
+
+def in_colours(strokes):
+    """Return a numbered picture as RGBA: black, and a colour for each number."""
+    return plt.get_cmap("nipy_spectral")(np.where(strokes, (strokes % 9 + 3) / 12, 0))
 
 
 def main():
