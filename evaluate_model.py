@@ -261,30 +261,39 @@ def load_picture(path):
 
 def remove_paper(pixels):
     """Turn a picture into its ink alone: bright strokes on a ground near 0, float32 (height, width)."""
-    image = Image.fromarray(pixels).convert("RGBA")
-    backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
-    grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
-    # A shadow darkens ink and paper by one factor. In logarithms, a factor is a difference: ink in a shadow stands out
-    # nearly as in the light. Without the 1, tiny differences between nearly black pixels would become huge.
-    brightness = np.log(1 + grey / 100)
-
-    # Is the ink darker than the paper, or brighter? Each pixel is compared with the mean of a square around it. Ink is
-    # a few pixels that differ much from that, paper many that differ little. Squared, the few outweigh the many.
+    brightness = brightness_of(pixels)
+    bright_ink = -brightness if ink_is_dark(brightness) else brightness
     side = min(brightness.shape)
-    around = 1 + side // 3  # pixels. Higher: the light is less even there; lower: a broad stroke fills it
-    difference = brightness - ndimage.uniform_filter(brightness, around)
-    darker, brighter = difference[difference < 0], difference[difference > 0]
-    ink_is_dark = (darker**2).sum() > (brighter**2).sum()
-    bright_ink = -brightness if ink_is_dark else brightness
     blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
     bright_ink = ndimage.gaussian_filter(bright_ink, blur)
 
     # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
     # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
     window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
-    padded = np.pad(bright_ink, window, "edge")  # repeats the edge: a narrow strip of desk gets wide, like paper
+    # A strip of desk along the edge would be narrow, too. With the edge's pixels repeated, it is wide, like paper.
+    padded = np.pad(bright_ink, window, "edge")
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
     return bright_ink - paper
+
+
+def brightness_of(pixels):
+    """Return the logarithm of a picture's grey values, float32 (height, width)."""
+    image = Image.fromarray(pixels).convert("RGBA")
+    backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
+    grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
+    # A shadow darkens ink and paper by one factor. In logarithms, a factor is a difference: ink in a shadow stands out
+    # nearly as in the light. More than 100: it stands out less; less: so does noise in what is nearly black.
+    return np.log(100 + grey)
+
+
+def ink_is_dark(brightness):
+    """Return whether the ink is darker than the paper."""
+    # Beside the mean of a square around it, a pixel of ink is much darker or brighter, one of paper only a little. But
+    # there is more paper. The differences are squared, so that the few large ones outweigh the many small ones.
+    around = 1 + min(brightness.shape) // 3  # pixels. Higher: the light varies more; lower: broad strokes fill it
+    difference = brightness - ndimage.uniform_filter(brightness, around)
+    darker, brighter = difference[difference < 0], difference[difference > 0]
+    return (darker**2).sum() > (brighter**2).sum()
 
 
 def find_strokes(ink):
@@ -411,9 +420,9 @@ def reading_order(boxes):
     downwards = y.argsort()
     # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
     step = 0.5 * np.median(bottom - top)
-    begins_row = np.diff(y[downwards]) > step  # for all but the topmost: is it so far below the one before?
+    begins_row = np.diff(y[downwards], prepend=y.min()) > step  # is it so far below the one before?
     rows = np.zeros(len(boxes), int)
-    rows[downwards[1:]] = begins_row.cumsum()  # the number of rows begun so far
+    rows[downwards] = begins_row.cumsum()  # how many rows have begun: 0 in the first
     order = np.lexsort((left, rows))  # by row, and within a row by the left edge
     return order, rows[order]
 
