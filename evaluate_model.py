@@ -158,7 +158,7 @@ def digit_texts(probabilities):
 
 
 def draw_predictions(shown):
-    """Return a figure of pictures, with a red box around each digit; ink in a grey box alone wasn't read.
+    """Return a figure of pictures, with a red box around each digit; ink with just a grey box wasn't read.
 
     A picture of one digit has beside it what the network saw.
     """
@@ -211,7 +211,7 @@ def draw_box(ax, box, color):
 # is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: cut strokes that fade don't
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: faded cut ones don't
 
 
 def find_digits(pixels):
@@ -248,9 +248,9 @@ def load_picture(path):
     formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # for others, Pillow may run programs (EPS)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
-            # Larger ones could fill the memory; 16-bit integers, "I", and floats, "F", Pillow would cut off at 255.
+            # Larger ones could fill the memory. Pillow cuts 16-bit integers ("I") and floats ("F") off at 255.
             if image.width * image.height > 50_000_000 or image.mode[0] in "IF":
-                raise ValueError("more than 50 megapixels, or than 8 bits for a colour")
+                raise ValueError("more than 50 megapixels, or over 8 bits a colour")
             image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves time
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX averages: thin strokes fade, but stay
@@ -282,14 +282,14 @@ def brightness_of(pixels):
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
     # A shadow darkens ink and paper by one factor. In logarithms, a factor is a difference: ink in a shadow stands out
-    # nearly as in the light. More than 100: it stands out less; less: so does noise in what is nearly black.
+    # nearly as in the light. More than 100: ink stands out less; less: noise in what is nearly black stands out.
     return np.log(100 + grey)
 
 
 def ink_is_dark(brightness):
     """Return whether the ink is darker than the paper."""
-    # Beside the mean of a square around it, a pixel of ink is much darker or brighter, one of paper only a little. But
-    # there is more paper. The differences are squared, so that the few large ones outweigh the many small ones.
+    # From the mean of a square around it, a pixel of ink differs much and one of paper little; but there is more paper.
+    # Squared, the few large differences outweigh the many small ones.
     around = 1 + min(brightness.shape) // 3  # pixels. Higher: the light varies more; lower: broad strokes fill it
     difference = brightness - ndimage.uniform_filter(brightness, around)
     darker, brighter = difference[difference < 0], difference[difference > 0]
@@ -343,8 +343,8 @@ def choose_strokes(strokes, boxes):
     # What lies at the border is cut off if its centre is near the edge, or if it is very tall.
     x, y = (left + right) / 2, (top + bottom) / 2
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
-    is_shallow = depth < 0.3 * digit_size  # higher: cut digits are lost; lower: the edge of a desk is read
-    is_tall = bottom - top > 1.9 * digit_size  # higher: lines across are read; lower: long-tailed digits aren't
+    is_shallow = depth < 0.3 * digit_size  # higher: whole digits are lost; lower: the edge of a desk is read
+    is_tall = bottom - top > 1.9 * digit_size  # higher: margin lines are read; lower: long-tailed digits aren't
     is_cut = at_border & (is_shallow | is_tall)
     strokes, boxes = keep(strokes, ~is_frame & ~is_cut)
     return strokes, boxes, digit_size
@@ -357,7 +357,7 @@ def find_frames(strokes, boxes):
     is_frame = np.zeros(len(boxes), bool)
     for i, (left, top, right, bottom) in enumerate(boxes):
         inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # whose centres lie in this box, its own, too
-        # 1.2: its own height, and 0.2. Higher: a small digit's frame is kept; lower: a 0 with a speck is dropped.
+        # 1 is its own height. Higher: a small digit's frame is kept; lower: a 0 with a speck is dropped.
         holds_strokes = heights[inside].sum() > 1.2 * heights[i]
         third_x, third_y = (right - left) // 3, (bottom - top) // 3
         core = strokes[top + third_y : bottom - third_y, left + third_x : right - third_x]  # the box's middle ninth

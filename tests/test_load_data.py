@@ -119,12 +119,17 @@ def test_wrong_npz(tmp_path, arrays, monkeypatch, words, change):
         load_data("wrong.npz")
 
 
-@pytest.mark.parametrize("content", [b"label,pixel0\n5,0\n", b"\x93NUMPY\x01\x00" + bytes(200), b""])
-def test_files_that_are_no_npz(content, tmp_path, monkeypatch):
+def test_what_is_no_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("data.npz").write_bytes(content)
-    with pytest.raises(InputError, match="^data.npz: can't be read as .npz data with x_train, .*not a zip file"):
-        load_data("data.npz")
+    Path("folder/train-images-idx3-ubyte").mkdir(parents=True)  # as in Kaggle's archive
+    words = {"folder": "has no train-images-idx3-ubyte, with or without .gz"}
+    for number, content in enumerate([b"label,pixel0\n5,0\n", b"\x93NUMPY\x01\x00" + bytes(200), b""]):
+        Path(f"{number}.npz").write_bytes(content)
+        words[f"{number}.npz"] = "can't be read as .npz data with x_train, .*not a zip file"
+    nothing = "no such file or folder; the data can be mnist .*digits"
+    for source, reason in (words | dict.fromkeys(("no/such/file.npz", "x" * 5000, "MNIST"), nothing)).items():
+        with pytest.raises(InputError, match=f"^{source}: {reason}"):
+            load_data(source)
 
 
 def test_more_images_than_the_limit(npz, tmp_path, arrays, monkeypatch):
@@ -168,18 +173,6 @@ def test_damaged_gzip(tmp_path, arrays, content):
     (tmp_path / f"{IDX_FILES[1]}.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz: can't be read"):
         load_data(tmp_path)
-
-
-def test_a_folder_without_the_files_says_which_one_is_missing(tmp_path):
-    (tmp_path / "train-images-idx3-ubyte").mkdir()  # as in Kaggle's archive
-    with pytest.raises(InputError, match="has no train-images-idx3-ubyte, with or without .gz"):
-        load_data(tmp_path)
-
-
-@pytest.mark.parametrize("source", ["no/such/file.npz", "x" * 5000, "MNIST"])
-def test_source_that_names_nothing(source):
-    with pytest.raises(InputError, match=f"^{source}: no such file or folder; the data can be mnist .*digits"):
-        load_data(source)
 
 
 # The download

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import keras
 import numpy as np
@@ -103,31 +104,26 @@ def test_help_states_the_defaults(name, defaults, end_of):
 @pytest.mark.parametrize(
     "name, args, words",
     [
-        ("train_model", ["--epochs", "1.5"], "--epochs: invalid int value: '1.5'"),
-        ("evaluate_model", ["--epochs", "3"], "unrecognized arguments"),
-        ("evaluate_model", ["--draw", "a.png"], "--draw takes no pictures"),
-        ("build_model", ["x"], "unrecognized arguments"),
+        ("train_model", "--epochs 1.5", "usage: .*--epochs: invalid int value: '1.5'"),
+        ("evaluate_model", "--epochs 3", "usage: .*unrecognized arguments"),
+        ("evaluate_model", "--draw a.png", "usage: .*--draw takes no pictures"),
+        ("build_model", "x", "usage: .*unrecognized arguments"),
+        ("load_data", "--data fashion", "fashion: no such file or folder"),
+        ("train_model", "--data digits --epochs 0", "epochs must be a whole number from 1"),
+        ("evaluate_model", "--data digits --model a", "the model's name must end in .h5, not a"),
+        ("evaluate_model", "--data digits", "digits_classification_model.h5: no such model"),
     ],
 )
-def test_what_cant_be_parsed_gets_the_usage_and_status_2(name, args, words, end_of):
-    end = end_of(__import__(name), *args)
-    assert end.code == 2 and end.err.startswith("usage: ") and words in end.err
-
-
-@pytest.mark.parametrize(
-    "name, args, words",
-    [
-        ("load_data", ["--data", "fashion"], "fashion: no such file or folder"),
-        ("train_model", ["--data", "digits", "--epochs", "0"], "epochs must be a whole number from 1"),
-        ("evaluate_model", ["--data", "digits", "--model", "a"], "the model's name must end in .h5, not a"),
-        ("evaluate_model", ["--data", "digits"], "digits_classification_model.h5: no such model"),
-    ],
-)
-def test_what_wont_do_is_one_line_and_leaves_nothing_behind(name, args, words, end_of, tmp_path, monkeypatch):
+def test_what_wont_do_is_said_and_leaves_nothing_behind(name, args, words, end_of, tmp_path, monkeypatch):
+    """What can't be parsed gets the usage and status 2, all else one line and status 1."""
     monkeypatch.chdir(tmp_path)
-    end = end_of(__import__(name), *args)
-    assert_one_line(end.code, f"error: {words}")
-    assert (end.out, end.err) == ("", "") and not list(tmp_path.iterdir())
+    code, out, err = end_of(__import__(name), *args.split())
+    assert out == "" and not list(tmp_path.iterdir())
+    if words.startswith("usage: "):
+        assert code == 2 and re.match(words, err, re.DOTALL)
+    else:
+        assert_one_line(code, f"error: {words}")
+        assert err == ""
 
 
 # The output
