@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from evaluate_model import choose_strokes, cut_out, find_boxes, find_digits, find_strokes, join_strokes, load_picture
-from evaluate_model import reading_order, remove_paper
+from evaluate_model import ink_is_dark, reading_order, remove_paper
 from load_data import InputError
 
 
@@ -255,6 +255,12 @@ def test_the_paper_is_removed_and_ink_is_bright_in_either_polarity():
     stroke = np.asarray(drawing()) < 128
     for ink in (dark, bright):
         assert ink[stroke].mean() > 0.5 and np.abs(ink[~ndimage.binary_dilation(stroke, iterations=5)]).max() < 0.02
+
+
+def test_ink_differs_most_though_the_papers_pixels_are_more():
+    brightness = np.tile([-0.01, -0.01, 0.02], (300, 100))
+    brightness[140:150, 50:200] = -1
+    assert ink_is_dark(brightness) and not ink_is_dark(-brightness)
 
 
 def test_strokes_are_numbered_and_weak_or_small_ones_are_not():
