@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import assert_one_line, failing, posix
+from conftest import assert_one_line, failing, posix, python
 
 import evaluate_model
 import load_data
@@ -150,6 +150,15 @@ def test_names_that_the_output_cant_encode_are_escaped(monkeypatch):
 def test_control_codes_are_taken_out_of_what_is_printed():
     assert load_data.one_line("a\nb\x1b[31m\tc") == "a b [31m c"
     assert len(load_data.one_line("x" * 5000)) <= 500
+
+
+@posix
+def test_a_closed_stderr_is_no_failure(tmp_path):
+    """As `2>&-` closes it."""
+    code = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    start = "from load_data import *\nwith quiet_start(): print('started')"
+    done = python("-c", code, "-c", start, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
 
 
 # A quiet start. The whole run above is quiet, too.

@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import IDX_FILES, assert_one_line, build_small_network, write_idx
+from conftest import IDX_FILES, assert_one_line, build_small_network, posix, write_idx
 
 import evaluate_model
 import load_data
@@ -152,6 +152,22 @@ def test_keras_does_not_lecture_about_other_peoples_networks(model, recwarn):
     """Most tutorials give the first layer an input_shape; Keras warns of it in two lines."""
     edit_layers(model, lambda layers: layers[1]["config"].update(input_shape=[28, 28, 1]))
     assert load_model(model=model) and not recwarn.list
+
+
+# Paths
+
+
+@posix
+@pytest.mark.parametrize("name", ["model.h5", "data", "folder/t10k-labels-idx1-ubyte"])
+def test_a_path_that_hangs_or_leads_nowhere_is_refused(name, tmp_path, arrays, refused):
+    """To open a FIFO would be to wait for a writer for ever. The other is a link to itself."""
+    (tmp_path / "folder").mkdir()
+    write_idx(tmp_path / "folder", arrays)
+    path = tmp_path / name
+    for make in (os.mkfifo, lambda path: path.symlink_to(path)):
+        path.unlink(missing_ok=True)
+        make(path)
+        refused(path.parent if "folder" in name else path)
 
 
 # Data
