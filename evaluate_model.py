@@ -199,7 +199,7 @@ def draw_box(ax, box, color):
 #
 # 1. load_picture()
 # 2. remove_paper(): only ink is left
-# 3. find_strokes(): number its connected pieces. Dropped: faint ones and specks
+# 3. find_strokes(): number its connected pieces. Dropped: ruled lines, faint pieces and specks
 # 4. choose_strokes(): which can be digits or parts of them? Dropped: frames and what the border cuts off
 # 5. join_strokes(): put the parts of each digit together. Dropped: dots and dashes
 # 6. reading_order()
@@ -297,10 +297,14 @@ def ink_is_dark(brightness):
 
 
 def find_strokes(ink):
-    """Number the strokes, but not faint ones and specks: return the numbered picture and the boxes."""
+    """Number the strokes, but not ruled lines, faint strokes and specks: return the numbered picture and the boxes."""
     # The usual strength of ink. Higher than 0.33: only the strongest counts; lower: paper counts, too.
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
+    horizontal = ruled_lines(strong)
+    vertical = ruled_lines(strong.T).T  # those of the picture on its side, as on squared paper
+    strong = strong & ~(horizontal | vertical)
+
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
     strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
 
@@ -313,6 +317,26 @@ def find_strokes(ink):
     shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust counts
     is_long = np.maximum(right - left, bottom - top) > shortest
     return keep(strokes, is_ink & is_long)
+
+
+def ruled_lines(strong):
+    """Find a ruled page's lines, or pieces of them: long, nearly horizontal, and leading to the left or right border.
+
+    Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
+    """
+    # A slanted line is a staircase of short runs. Grown by a pixel all around, its steps overlap: the runs get longer.
+    grown = ndimage.maximum_filter(strong, 3)
+    # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
+    length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
+    # An opening in rows only: it leaves runs at least as long as that. "Constant": there is no ink beyond the border.
+    runs = ndimage.grey_opening(grown, (1, length), mode="constant")
+    lines, _ = ndimage.label(runs)
+    left, _, right, _ = find_boxes(lines).T
+    at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
+    if at_border.sum() < 2:  # a single piece may be a digit's bar
+        return np.zeros_like(strong)
+    lines, _ = keep(lines, at_border)
+    return lines > 0
 
 
 def find_boxes(strokes):
@@ -367,17 +391,11 @@ def find_frames(strokes, boxes):
 
 
 def usual_size(boxes):
-    """Return the mean of the boxes' heights in pixels, without flat ones; 0 if there are no others."""
-    _, top, _, bottom = boxes[~are_flat(boxes)].T
-    heights = bottom - top
-    # Tall ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
-    return np.average(heights, weights=heights) if len(heights) else 0
-
-
-def are_flat(boxes):
-    """Return which boxes are those of lines, dashes and bars, bool (n,)."""
+    """Return the mean of the boxes' longer sides in pixels, or 0 if there are no boxes."""
     left, top, right, bottom = boxes.T
-    return right - left > 3 * (bottom - top)  # higher: dashes are read; lower: broad, flat digits are lost
+    lengths = np.maximum(right - left, bottom - top)
+    # Long ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
+    return np.average(lengths, weights=lengths) if len(boxes) else 0
 
 
 def join_strokes(strokes, boxes, digit_size):
@@ -390,10 +408,9 @@ def join_strokes(strokes, boxes, digit_size):
     _, digit_of_stroke = connected_components(joined, directed=False)
     digits = np.append(0, digit_of_stroke + 1)[strokes]  # looked up for each pixel, as in keep()
 
-    boxes = find_boxes(digits)
-    _, top, _, bottom = boxes.T
-    is_low = bottom - top < 0.36 * digit_size  # a dot. Higher: small digits are lost; lower: blots are read
-    return keep(digits, ~is_low & ~are_flat(boxes))
+    _, top, _, bottom = find_boxes(digits).T
+    is_low = bottom - top < 0.36 * digit_size  # a dot or dash. Higher: small digits are lost; lower: blots are read
+    return keep(digits, ~is_low)
 
 
 def belong_together(a, b, digit_size):

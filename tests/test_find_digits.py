@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from evaluate_model import choose_strokes, cut_out, find_boxes, find_digits, find_strokes, join_strokes, load_picture
-from evaluate_model import ink_is_dark, reading_order, remove_paper
+from evaluate_model import ink_is_dark, reading_order, remove_paper, ruled_lines
 from load_data import InputError
 
 
@@ -153,7 +153,7 @@ LOOKS = {
     "large": drawing(size=(3000, 4000), at=(600, 900), height=2000, pen=200),
     "palette": drawing().convert("P"),
     **{f"transparent {shade}": transparent(shade) for shade in (0, 255)},
-    "faintly ruled": with_bars(drawing(pen=16), 190, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
+    "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
 }
 
@@ -273,6 +273,17 @@ def test_strokes_are_numbered_and_weak_or_small_ones_are_not():
     assert set(np.unique(strokes)) == {0, 1, 2} and strokes[50, 25] == 1 and strokes[50, 75] == 2
 
 
+def test_two_or_more_lines_from_the_border_are_a_ruled_pages():
+    mask = np.zeros((300, 300), bool)
+    mask[100:102, :] = True
+    assert not ruled_lines(mask).any(), "one may be a digit's bar"
+    mask[200:202, :] = True
+    mask[150, 100:200] = True  # not from the border
+    mask[50, :45] = mask[50, -45:] = True  # too short
+    found = ruled_lines(mask)
+    assert found[100:102].all() and found[200:202].all() and not found[140:160].any() and not found[40:60].any()
+
+
 def test_dots_hardly_count_for_the_usual_size_of_a_digit():
     strokes = np.zeros((300, 300), int)
     strokes[50:150, 50:100] = 1
@@ -312,7 +323,7 @@ def test_strokes_are_joined_by_their_boxes():
     ]:
         left, top, right, bottom = np.minimum(body, other)[:2].tolist() + np.maximum(body, other)[2:].tolist()
         assert ([left, top, right, bottom] in joined_boxes(body, other).tolist()) == joined, other
-    assert len(joined_boxes((0, 0, 160, 45), (0, 90, 10, 120))) == 0, "a thick dash and a dot"
+    assert len(joined_boxes((0, 0, 160, 35), (0, 90, 10, 120))) == 0, "a thick dash and a dot"
 
 
 def test_a_digit_becomes_20_pixels_long_with_strokes_of_mnists_width():
@@ -403,7 +414,7 @@ def test_a_page_without_ink_is_refused(find, side):
         y, x = np.mgrid[:side, :side] / side
         lines = np.full((side, side), 230)
         lines[20 :: side // 10] = 150
-        pages += [120 + 80 * x, 120 + 80 * (x + y > 0.9), lines]
+        pages += [120 + 80 * x, 120 + 80 * (x + y > 0.9), lines, np.minimum(lines, lines.T)]
     for pixels in pages:
         with pytest.raises(InputError, match="^no digit found in it"):
             find(Image.fromarray(pixels.astype(np.uint8)))
