@@ -141,7 +141,8 @@ def test_if_the_old_file_cant_be_replaced_the_new_one_is_kept_beside_it(tmp_path
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(InputError, match=r"m\.h5: can't be replaced \(Permission denied\); .* is .*m_new\.h5"):
+    words = r"m\.h5: can't be replaced \(Permission denied\); the new model is .*m_new\.h5"
+    with pytest.raises(InputError, match=words):
         save_model(build_small_network(), path)
     assert path.read_bytes() == b"old" and load_model(model=tmp_path / "m_new.h5")
 

@@ -203,7 +203,9 @@ def test_ctrl_c_ends_with_130_and_spares_the_model(phase, here, small_network, m
 def test_ctrl_c_from_a_terminal_ends_the_process_with_130(here):
     """TensorFlow's threads are at work then, and must not print or hang at the exit."""
     command = [sys.executable, ROOT / "train_model.py", "--data", "digits", "--epochs", "1000", "--model", "m.h5"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if "val_loss" in line:  # the first epoch is over: training is under way
             break

@@ -174,6 +174,12 @@ def test_nor_do_the_kind_of_file_and_its_compression(load):
     assert close(load(photo(), "a.jpg", quality=60), load(drawing()))
 
 
+def test_thin_lines_become_as_thick_as_mnists(load):
+    width = lambda image: image.sum() / 32  # the 7's lines are about 32 pixels long
+    thin, thick = width(load(drawing(pen=1))), width(load(drawing(pen=20)))
+    assert 1.2 < thin < 3 and 1.5 < thick < 3, "a pen of 1 of 200 pixels is a tenth of one of MNIST's"
+
+
 def test_a_broad_0_keeps_its_hole(load):
     """It is the ink that must be found, and not the hole."""
     image = Image.new("L", (240, 240), 255)

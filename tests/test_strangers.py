@@ -170,6 +170,13 @@ def test_a_path_that_hangs_or_leads_nowhere_is_refused(name, tmp_path, arrays, r
         refused(path.parent if "folder" in name else path)
 
 
+@pytest.mark.parametrize("name", ["two  spaces.h5", pytest.param("a\nb.h5", marks=posix), "é.npz"], ids=ascii)
+def test_a_strange_path_is_given_as_written(name, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"stranger")
+    refused(name)
+
+
 # Data
 
 

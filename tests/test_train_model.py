@@ -158,7 +158,8 @@ def test_numbers_that_wont_do_are_said_before_the_data_is_loaded(monkeypatch):
     monkeypatch.setattr(module, "load_data", lambda data: pytest.fail("it went on"))
     wrong = ("epochs", 0, 1), ("epochs", 1.5, 1), ("batch_size", "3", 1), ("seed", -1, 0), ("seed", 2**32, 0)
     for option, value, least in wrong:
-        with pytest.raises(InputError, match=f"^{option} must be a whole number from {least} to 4294967295, not "):
+        words = f"^{option} must be a whole number from {least} to 4294967295, not {value}$"
+        with pytest.raises(InputError, match=words):
             train_model("digits", **{option: value})
 
 
@@ -178,9 +179,10 @@ def test_the_seed_makes_the_weights_the_order_and_the_distortions(npz, tmp_path,
     assert not any(np.array_equal(a, b) for a, b in zip(usual, seed))
 
 
-@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bfloat16", [False, True])
 def test_same_seed_same_weights_bit_for_bit(bfloat16, tmp_path, monkeypatch):
-    """With the real network, whose steps run in parallel, in both precisions."""
+    """With the real network, whose steps run in parallel, in both precisions; test_scripts.py tries the usual one."""
     monkeypatch.setattr(module, "bfloat16_is_faster", lambda: bfloat16)
     for name in ("a.h5", "b.h5"):
         train_model("digits", 1, 400, seed=1, model=tmp_path / name)
