@@ -176,7 +176,7 @@ def draw_predictions(shown):
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
         # Around all strokes; the red boxes of digits lie over those that were read.
-        _, stroke_boxes = find_strokes(remove_paper(pixels))
+        _, _, stroke_boxes = find_strokes(remove_paper(pixels))
         for box in stroke_boxes:
             draw_box(axes[0], box, "0.5")
         for box, digit in zip(boxes, digit_texts(probabilities)):
@@ -206,9 +206,9 @@ def draw_box(ax, box, color):
 # 7. cut_out(): make each digit look like MNIST's
 #
 # A stroke is a connected piece of ink: a whole digit, or a part of one. In a numbered picture, int (height, width),
-# the pixels of the first stroke are 1, those of the second 2, and so on; the ground is 0. A box is left, top, right
-# and bottom in pixels; the boxes of n strokes are an array (n, 4). Comments on a constant say what goes wrong when it
-# is higher, and when it is lower.
+# the pixels of the first stroke are 1, those of the second 2, and so on; the ground is 0. Of the strokes that can be
+# digits, `numbers` are their numbers, int (n,), and `boxes` their left, top, right and bottom in pixels, int (n, 4).
+# Comments on a constant say what goes wrong when it is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
 BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: faded cut ones don't
@@ -228,13 +228,13 @@ def find_digits(pixels):
         InputError: no digit is found.
     """
     ink = remove_paper(pixels)
-    strokes, boxes = find_strokes(ink)
-    strokes, boxes, digit_size = choose_strokes(strokes, boxes)
-    digits, boxes = join_strokes(strokes, boxes, digit_size)
-    if not len(boxes):
+    strokes, numbers, boxes = find_strokes(ink)
+    numbers, boxes, digit_size = choose_strokes(strokes, numbers, boxes)
+    digits, boxes = join_strokes(numbers, boxes, digit_size)
+    if not digits:
         raise InputError("no digit found in it; each must stand out from its paper, and apart from other ink")
     order, rows = reading_order(boxes)
-    images = [cut_out(ink * (digits == i + 1), boxes[i]) for i in order]  # digits are numbered from 1
+    images = [cut_out(ink * np.isin(strokes, digits[i]), boxes[i]) for i in order]
     return np.stack(images)[..., np.newaxis], boxes[order], rows
 
 
@@ -251,7 +251,6 @@ def load_picture(path):
             # Larger ones could fill the memory. Pillow cuts 16-bit integers ("I") and floats ("F") off at 255.
             if image.width * image.height > 50_000_000 or image.mode[0] in "IF":
                 raise ValueError("more than 50 megapixels, or over 8 bits a colour")
-            image.draft(None, (LONGEST, LONGEST))  # decodes a JPEG in a smaller size at once, which saves time
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX averages: thin strokes fade, but stay
             return np.asarray(image)
@@ -297,7 +296,7 @@ def ink_is_dark(brightness):
 
 
 def find_strokes(ink):
-    """Number the strokes, but not ruled lines, faint strokes and specks: return the numbered picture and the boxes."""
+    """Number the strokes: return the numbered picture, and `numbers` and `boxes` without faint strokes and specks."""
     # The usual strength of ink. Higher than 0.33: only the strongest counts; lower: paper counts, too.
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
@@ -307,16 +306,18 @@ def find_strokes(ink):
 
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
     strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
+    numbers, boxes = np.arange(1, count + 1), find_boxes(strokes)
 
     # Creases and the edges of shadows are weaker than ink, and dust is smaller.
-    strength = ndimage.mean(ink, strokes, range(1, count + 1))  # of each stroke
+    strength = ndimage.mean(ink, strokes, numbers)  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
     # 0.12, a difference of logarithms, is white paper darkened by a sixth: an empty page holds nothing as dark.
     is_ink = strength > max(least, 0.12)
-    left, top, right, bottom = find_boxes(strokes).T
+    left, top, right, bottom = boxes.T
     shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust counts
     is_long = np.maximum(right - left, bottom - top) > shortest
-    return keep(strokes, is_ink & is_long)
+    chosen = is_ink & is_long
+    return strokes, numbers[chosen], boxes[chosen]
 
 
 def ruled_lines(strong):
@@ -333,10 +334,8 @@ def ruled_lines(strong):
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
-    if at_border.sum() < 2:  # a single piece may be a digit's bar
-        return np.zeros_like(strong)
-    lines, _ = keep(lines, at_border)
-    return lines > 0
+    is_line = at_border & (at_border.sum() > 1)  # a single piece may be a digit's bar
+    return np.isin(lines, 1 + np.flatnonzero(is_line))  # they are numbered from 1
 
 
 def find_boxes(strokes):
@@ -345,24 +344,15 @@ def find_boxes(strokes):
     return np.array(boxes, int).reshape(-1, 4)  # (0, 4) if there are none
 
 
-def keep(strokes, kept):
-    """Keep the strokes for which `kept`, bool (n,), is true: return them, numbered from 1 again, and their boxes."""
-    # If kept is True, False, True, its cumulative sums are 1, 1, 2, and the new numbers 0 (of the ground), 1, 0, 2.
-    new_numbers = np.append(0, np.cumsum(kept) * kept)
-    strokes = new_numbers[strokes]  # looked up for each pixel: 0, 1, 2 and 3 become 0, 1, 0 and 2
-    return strokes, find_boxes(strokes)
-
-
-def choose_strokes(strokes, boxes):
-    """Leave out frames and what the border cuts off: return the other strokes, their boxes and a digit's usual size."""
-    is_frame = find_frames(strokes, boxes)
+def choose_strokes(strokes, numbers, boxes):
+    """Leave out frames and what the border cuts off: return `numbers` and `boxes`, and a digit's usual size."""
+    is_frame = find_frames(strokes, numbers, boxes)
     left, top, right, bottom = boxes.T
     picture_height, picture_width = strokes.shape
     at_border = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    digit_size = usual_size(boxes[~is_frame & ~at_border])
-    if digit_size == 0:  # everything lies at the border, so that is no reason to leave it out
+    if at_border[~is_frame].all():  # then it is no reason to leave anything out
         at_border[:] = False
-        digit_size = usual_size(boxes[~is_frame])
+    digit_size = usual_size(boxes[~is_frame & ~at_border])
 
     # What lies at the border is cut off if its centre is near the edge, or if it is very tall.
     x, y = (left + right) / 2, (top + bottom) / 2
@@ -370,11 +360,11 @@ def choose_strokes(strokes, boxes):
     is_shallow = depth < 0.3 * digit_size  # higher: whole digits are lost; lower: the edge of a desk is read
     is_tall = bottom - top > 1.9 * digit_size  # higher: margin lines are read; lower: long-tailed digits aren't
     is_cut = at_border & (is_shallow | is_tall)
-    strokes, boxes = keep(strokes, ~is_frame & ~is_cut)
-    return strokes, boxes, digit_size
+    chosen = ~is_frame & ~is_cut
+    return numbers[chosen], boxes[chosen], digit_size
 
 
-def find_frames(strokes, boxes):
+def find_frames(strokes, numbers, boxes):
     """Return which strokes are frames, bool (n,): hollow, and with other strokes inside."""
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2  # of the centres
     heights = boxes[:, 3] - boxes[:, 1]
@@ -385,7 +375,7 @@ def find_frames(strokes, boxes):
         holds_strokes = heights[inside].sum() > 1.2 * heights[i]
         third_x, third_y = (right - left) // 3, (bottom - top) // 3
         core = strokes[top + third_y : bottom - third_y, left + third_x : right - third_x]  # the box's middle ninth
-        is_hollow = i + 1 not in core  # none of its own pixels, which have the number i + 1
+        is_hollow = numbers[i] not in core  # none of its own pixels
         is_frame[i] = holds_strokes and is_hollow
     return is_frame
 
@@ -398,19 +388,27 @@ def usual_size(boxes):
     return np.average(lengths, weights=lengths) if len(boxes) else 0
 
 
-def join_strokes(strokes, boxes, digit_size):
-    """Give all strokes of a digit its number, and drop dots and dashes: return the numbered picture and the boxes."""
+def join_strokes(numbers, boxes, digit_size):
+    """Put the strokes of each digit together; drop dots and dashes.
+
+    Returns the digits, a list with the numbers of each one's strokes, and their boxes.
+    """
     joined = np.zeros((len(boxes), len(boxes)), bool)
     for a in range(len(boxes)):
         for b in range(a):
             joined[a, b] = belong_together(boxes[a], boxes[b], digit_size)
-    # If a is joined to b and b to c, all three are one digit. Each stroke gets its digit's number, here from 0 on.
-    _, digit_of_stroke = connected_components(joined, directed=False)
-    digits = np.append(0, digit_of_stroke + 1)[strokes]  # looked up for each pixel, as in keep()
+    # If a is joined to b and b to c, all three are one digit. Each stroke gets its digit's number, from 0 on.
+    count, digit_of_stroke = connected_components(joined, directed=False)
 
-    _, top, _, bottom = find_boxes(digits).T
-    is_low = bottom - top < 0.36 * digit_size  # a dot or dash. Higher: small digits are lost; lower: blots are read
-    return keep(digits, ~is_low)
+    digits, digit_boxes = [], []
+    for digit in range(count):
+        its_strokes = digit_of_stroke == digit
+        left, top = boxes[its_strokes, :2].min(axis=0)
+        right, bottom = boxes[its_strokes, 2:].max(axis=0)
+        if bottom - top >= 0.36 * digit_size:  # else, a dot or dash. Higher: small digits go; lower: blots are read
+            digits.append(numbers[its_strokes])
+            digit_boxes.append((left, top, right, bottom))
+    return digits, np.array(digit_boxes)
 
 
 def belong_together(a, b, digit_size):

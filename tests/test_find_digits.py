@@ -274,9 +274,10 @@ def test_strokes_are_numbered_and_weak_or_small_ones_are_not():
     for number, strength in enumerate((1, 0.8, 0.4)):
         ink[20:80, 20 + 50 * number : 30 + 50 * number] = strength
     ink[150:153, 20:23] = 1  # a speck
-    strokes, boxes = find_strokes(ink)
+    strokes, numbers, boxes = find_strokes(ink)
     assert boxes.tolist() == [[20, 20, 30, 80], [70, 20, 80, 80]]
-    assert set(np.unique(strokes)) == {0, 1, 2} and strokes[50, 25] == 1 and strokes[50, 75] == 2
+    assert numbers.tolist() == [strokes[50, 25], strokes[50, 75]] and 0 < numbers[0] != numbers[1] > 0
+    assert (strokes == numbers[0]).sum() == (strokes == numbers[1]).sum() == 60 * 10 and strokes[0, 0] == 0
 
 
 def test_two_or_more_lines_from_the_border_are_a_ruled_pages():
@@ -295,8 +296,8 @@ def test_dots_hardly_count_for_the_usual_size_of_a_digit():
     strokes[50:150, 50:100] = 1
     for number in range(2, 8):
         strokes[200:210, 30 * number : 30 * number + 10] = number
-    kept, boxes, size = choose_strokes(strokes, find_boxes(strokes))
-    assert np.array_equal(kept, strokes) and len(boxes) == 7 and 60 < size <= 100
+    numbers, boxes, size = choose_strokes(strokes, np.arange(1, 8), find_boxes(strokes))
+    assert numbers.tolist() == [1, 2, 3, 4, 5, 6, 7] and len(boxes) == 7 and 60 < size <= 100
 
 
 def test_what_the_border_cuts_is_left_out_unless_most_of_a_digit_is_seen():
@@ -304,17 +305,16 @@ def test_what_the_border_cuts_is_left_out_unless_most_of_a_digit_is_seen():
     strokes = np.zeros((250, 300), int)
     for number, (left, top, right, bottom) in enumerate(boxes, start=1):
         strokes[top:bottom, left:right] = number
-    _, kept, size = choose_strokes(strokes, np.array(boxes))
-    assert size == 100
+    numbers, kept, size = choose_strokes(strokes, np.arange(1, 6), np.array(boxes))
+    assert size == 100 and numbers.tolist() == [1, 3]
     assert kept.tolist() == [[100, 100, 160, 200], [200, 100, 260, 250]]
 
 
 def joined_boxes(*boxes):
-    """Return the boxes of the digits that filled boxes as strokes make, where digits have a size of 100."""
-    strokes = np.zeros((250, 250), int)
-    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
-        strokes[top:bottom, left:right] = number
-    return join_strokes(strokes, np.array(boxes), 100.0)[1]
+    """Return the boxes of the digits that strokes with these boxes make, where digits have a size of 100."""
+    digits, digit_boxes = join_strokes(np.arange(len(boxes)), np.array(boxes), 100.0)
+    assert len(digits) == len(digit_boxes)
+    return digit_boxes
 
 
 def test_strokes_are_joined_by_their_boxes():

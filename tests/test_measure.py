@@ -4,8 +4,7 @@ import benchmark
 import numpy as np
 import pictures
 import pytest
-from conftest import MY_DIGIT, ROOT, assert_one_line, draw_page
-from PIL import Image
+from conftest import MY_DIGIT, ROOT
 
 import build_model
 import train_model
@@ -50,20 +49,6 @@ def test_the_readmes_shares_are_reached(mnist, tmp_path):
     least = {"drawn": 0.9, "paper": 0.92, "ruled": 0.92, "page": 0.65, "blank": 0.97}
     assert {kind: share for kind, (share, _) in shares.items() if share < least[kind]} == {}
     assert shares["drawn"][1] < 0.7, "the usual way is no better"
-
-
-def test_photographs_in_a_folder_are_counted(tmp_path, digits_model, end_of):
-    draw_page(tmp_path / "mine_7.png", (7, 40, 30))
-    draw_page(tmp_path / "page_71.png", (7, 40, 30), (1, 240, 40))
-    Image.new("L", (300, 300), 255).save(tmp_path / "blank_3.png")
-    (tmp_path / "README.md").write_text("no picture")
-    end = end_of(pictures, "--photos", tmp_path, "--model", digits_model[0])
-    lines = end.out.splitlines()
-    assert end.code == 0 and lines[0] == "WRONG  blank_3.png: no digit found"
-    assert [line.split()[1] for line in lines[1:3]] == ["mine_7.png:", "page_71.png:"]
-    assert lines[3].endswith(" of 2 read right") and lines[4].endswith(" of 1 read right")
-    end = end_of(pictures, "--model", digits_model[0], "--photos", "none")
-    assert_one_line(end.code, "error: none: no such folder")
 
 
 def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):

@@ -1,12 +1,10 @@
-"""Count how many pictures of digits are read right: simulated ones, or photographs of your own.
+"""Count how many simulated pictures of digits are read right, or draw the steps from a picture to its digits.
 
     python tests/measure/pictures.py [--data PATH] [--model FILE.h5] [--each 200]
-    python tests/measure/pictures.py --photos FOLDER [--model FILE.h5]
     python tests/measure/pictures.py --steps PICTURE
 
-The first turns MNIST's test images into pictures of five kinds and prints a table, beside the usual way
-to prepare a single digit (resize, invert, divide by 255): 2 minutes. The second reads the pictures in a folder,
-named like any_7.jpg. The third draws the steps from a picture to the digits, as steps.png in the current folder.
+The first turns MNIST's test images into pictures of five kinds and prints a table, beside the usual way to prepare
+a single digit (resize, invert, divide by 255): 2 minutes. The second saves steps.png in the current folder.
 """
 
 import io
@@ -125,33 +123,21 @@ def measure(network, X, y, each):
     return shares
 
 
-def print_photos(network, folder):
-    """Print which pictures in a folder are read right, and how many, of one and of several digits."""
-    right = {"one digit": [], "several digits": []}
-    for path in sorted(Path(folder).iterdir()):
-        label = path.stem.rpartition("_")[2]
-        if label.isdecimal():
-            answer = read(network, module.load_picture(path))
-            print(f"{'right' if answer == label else 'WRONG'}  {path.name}: {answer or 'no digit found'}", flush=True)
-            right["one digit" if len(label) == 1 else "several digits"].append(answer == label)
-    for kind, answers in right.items():
-        print(f"{kind}: {sum(answers)} of {len(answers)} read right")
-
-
 def draw_steps(picture):
     """Return a figure of six steps: the picture, its ink, its strokes, those of digits, the boxes, the images."""
     pixels = module.load_picture(picture)
     ink = module.remove_paper(pixels)
-    strokes, boxes = module.find_strokes(ink)
-    digits, _ = module.join_strokes(*module.choose_strokes(strokes, boxes))
+    strokes, numbers, boxes = module.find_strokes(ink)
+    digits, _ = module.join_strokes(*module.choose_strokes(strokes, numbers, boxes))
+    joined = sum(number * np.isin(strokes, own) for number, own in enumerate(digits, start=1))
     images, found, _ = module.find_digits(pixels)
     columns = -(-len(images) // 2)
     framed = np.pad(images[..., 0], [(0, 2 * columns - len(images)), (1, 1), (1, 1)], constant_values=0.4)
     panels = {
         "1. the picture": pixels,
         "2. paper removed": ink,
-        "3. strokes": in_colours(strokes),
-        "4. chosen, 5. joined": in_colours(digits),
+        "3. strokes": in_colours(strokes * np.isin(strokes, numbers)),
+        "4. chosen, 5. joined": in_colours(joined),
         "6. in reading order": pixels,
         "7. like MNIST's": np.vstack([np.hstack(framed[:columns]), np.hstack(framed[columns:])]),
     }
@@ -174,17 +160,12 @@ def main():
     parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--model", default="mnist_classification_model.h5", help="default: %(default)s")
     parser.add_argument("--each", type=int, default=200, help="pictures of each kind (default: %(default)s)")
-    parser.add_argument("--photos", metavar="FOLDER", help="read the photographs in this folder instead")
     parser.add_argument("--steps", metavar="PICTURE", help="draw the steps from this picture to its digits")
     args = parser.parse_args()
     if args.steps:
         draw_steps(args.steps).savefig("steps.png", dpi=80)
         return print("Saved steps.png")
     network, _ = load_model(args.data, args.model)
-    if args.photos:
-        if not Path(args.photos).is_dir():
-            raise InputError(f"{args.photos}: no such folder")
-        return print_photos(network, args.photos)
     X_test, y_test = load_data(args.data)[2:]
     print(f"| {args.each} pictures of each kind | read right, % | the usual way, % |\n|---|---|---|")
     for kind, (right, usual) in measure(network, X_test, y_test, args.each).items():
