@@ -222,7 +222,7 @@ def quiet_start():
     """
     # What stands before `yield` runs when the with block is entered, what stands after it when the block is left.
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2: only errors; it stays what the user has set
-    if level != "2" or sys.stderr is None:  # None: a program without a terminal, such as pythonw
+    if level != "2" or sys.__stderr__ is None:  # None: Python has no descriptor 2, as in IDLE on Windows
         yield
         return
     stderr = os.dup(2)  # a copy to come back to

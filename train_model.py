@@ -72,16 +72,13 @@ def train_model(data="mnist", epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0, mode
         shuffle=False,  # batches() shuffles; with True, Keras would warn that it can't
         verbose=verbosity(),
     )
-    # No epoch runs, and a list is missing, if a callback resumes a run that was complete.
-    losses = history.history.get("loss", []) + history.history.get("val_loss", [])
-    if not np.isfinite(losses).all():
+    if not np.isfinite(history.history["loss"] + history.history["val_loss"]).all():
         raise InputError(f"the loss became NaN or infinite in epoch {history.epoch[-1] + 1}; {path} is as it was")
 
     trained = build_model()  # the same network in float32, with an ordinary optimizer for those who train it further
     trained.set_weights(network.get_weights())
     save_model(trained, path)
-    if history.epoch:  # at least one ran
-        save_and_show(draw_curves(history), path, "curves")
+    save_and_show(draw_curves(history), path, "curves")
     return history
 
 

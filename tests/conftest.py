@@ -144,27 +144,32 @@ def here(tmp_path, monkeypatch, reader):
 MY_DIGIT = ROOT / ".github" / "images" / "my_digit.png"  # a 7
 
 
-def shape(digit, x, y):
-    """Return the points of a 7, 1, 0 or dot, a digit about 200 pixels high, with the left upper corner at x, y."""
-    turn = np.linspace(0, 2 * np.pi, 20)
-    points = {
-        7: [(0, 0), (110, 0), (50, 200)],
-        1: [(10, 0), (25, 210)],
-        0: np.stack([60 + 60 * np.cos(turn), 100 + 100 * np.sin(turn)], axis=1),
-        ".": [(0, 0), (14, 0)],
-    }
-    return [(x + float(across), y + float(down)) for across, down in points[digit]]
+TURN = np.linspace(0, 2 * np.pi, 20)
+STROKES = {  # of digits 100 pixels high, each a list of points
+    "7": [[(0, 0), (60, 0), (20, 100)]],
+    "1": [[(20, 0), (28, 100)]],
+    "0": [np.stack([30 + 30 * np.cos(TURN), 50 + 50 * np.sin(TURN)], axis=1)],
+    "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
+    "/": [[(40, 0), (0, 100)]],
+    "-": [[(0, 50), (60, 50)]],
+    ".": [[(0, 100), (5, 100)]],
+}
 
 
-def draw_page(path, *places, size=(480, 360), ink="black", paper="white", frame=None):
-    """Save a picture of digits, each given as (digit, x, y), maybe in a frame, and return its path."""
-    picture = Image.new("RGBA", size, paper)
+def strokes(name, x, y, scale=1):
+    """Return a digit's strokes with its left upper corner at x, y."""
+    return [[(x + scale * float(a), y + scale * float(b)) for a, b in points] for points in STROKES[name]]
+
+
+def page(*places, size=(1000, 750), pen=8, scale=1, mode="L", ink="black", paper="white", frame=None):
+    """Return a PIL picture of digits, each given as (name, x, y), maybe in a frame."""
+    picture = Image.new(mode, size, paper)
     for place in places:
-        ImageDraw.Draw(picture).line(shape(*place), fill=ink, width=14, joint="curve")
+        for points in strokes(*place, scale):
+            ImageDraw.Draw(picture).line(points, fill=ink, width=pen, joint="curve")
     if frame:
         ImageDraw.Draw(picture).rectangle(frame, outline=ink, width=6)
-    picture.save(path)
-    return path
+    return picture
 
 
 def found_in(path):

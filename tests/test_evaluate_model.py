@@ -8,7 +8,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import MY_DIGIT, assert_one_line, build_small_network, draw_page, found_in, posix
+from conftest import MY_DIGIT, assert_one_line, build_small_network, found_in, page, posix
 from PIL import Image
 from scipy.stats import norm
 
@@ -169,7 +169,7 @@ def test_what_is_printed_of_a_picture(percents, rows, text):
 
 
 def test_a_line_for_each_picture_with_the_networks_own_probabilities(here, end_of):
-    draw_page("page.png", (7, 40, 30), (1, 200, 40), (0, 300, 35), (0, 60, 300), (1, 200, 320), size=(480, 600))
+    page(("7", 40, 30), ("1", 200, 40), ("0", 300, 35), ("0", 60, 200), ("1", 200, 220)).save("page.png")
     end = end_of(module, "--model", "m.h5", MY_DIGIT, "page.png")
     assert (end.code, end.err) == (0, "")
     one, several, saved = end.out.splitlines()
@@ -223,15 +223,16 @@ def test_models_of_digits_are_not_meant_for_pictures(here, end_of, saved):
 
 
 def test_the_figure_shows_what_was_found_where_and_what_the_network_saw(here, end_of, saved):
-    white = draw_page("white on nothing.png", (7, 40, 30), ink="white", paper=(0, 0, 0, 0))
-    page = draw_page("page" * 9 + ".png", (7, 40, 30), (1, 200, 40), (0, 300, 35))
-    assert end_of(module, "--model", "m.h5", white, page).code == 0
+    white, several = "white on nothing.png", "page" * 9 + ".png"
+    page(("7", 40, 30), mode="RGBA", ink="white", paper=(0, 0, 0, 0)).save(white)
+    page(("7", 40, 30), ("1", 200, 40), ("0", 300, 35)).save(several)
+    assert end_of(module, "--model", "m.h5", white, several).code == 0
     cells = saved[0].subfigs
     assert [cell.get_suptitle() for cell in cells] == [white, "pagepagepagepagepa…agepage.png"]
-    for cell, name, digits in zip(cells, (white, page), ("7", "710"), strict=True):
+    for cell, name, digits in zip(cells, (white, several), ("7", "710"), strict=True):
         boxes = found_in(name)[1]
         ax = cell.axes[0]
-        assert ax.images[0].get_array().shape == (360, 480, 4)
+        assert ax.images[0].get_array().shape == (750, 1000, 4)
         assert "".join(text.get_text() for text in ax.texts) == digits
         assert np.array_equal([text.get_position() for text in ax.texts], boxes[:, :2])
         red = [patch.get_bbox().extents for patch in ax.patches if patch.get_edgecolor() == (1, 0, 0, 1)]
@@ -254,12 +255,12 @@ def test_more_pictures_than_a_figure_holds(here, end_of, saved):
 
 
 def test_ink_that_was_not_read_gets_a_grey_box(here, end_of, saved):
-    draw_page("page.png", (7, 80, 60), (1, 240, 70), (".", 350, 100), frame=(20, 20, 460, 340))
+    page(("7", 80, 60), ("1", 240, 70), ("-", 350, 60), frame=(20, 20, 460, 340)).save("page.png")
     assert end_of(module, "--model", "m.h5", "page.png").out.startswith("page.png: 71 ")
     ax = saved[0].subfigs[0].axes[0]
     boxes = {str(patch.get_bbox().extents): patch.get_edgecolor() for patch in ax.patches}
     grey = [color for color in boxes.values() if color[0] == color[1] == color[2]]
-    assert len(boxes) == 4 and len(grey) == 2, "the frame and the dot; over the digits' lie red ones"
+    assert len(boxes) == 4 and len(grey) == 2, "the frame and the dash; over the digits' lie red ones"
 
 
 def test_answers_are_without_dropout_and_repeat_without_warnings(here, digits_model, capfd):

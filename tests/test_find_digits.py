@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, found_in
+from conftest import ROOT, found_in, page
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -19,24 +19,6 @@ def drawing(ink=0, paper=255, size=(300, 400), at=(60, 90), height=200, pen=20, 
     x, y = at
     points = [(x, y), (x + height * 0.6, y), (x + height * 0.2, y + height)]
     ImageDraw.Draw(image).line(points, fill=ink, width=pen, joint="curve")
-    return image
-
-
-def page(*places, size=(1000, 750), pen=8):
-    """Return a PIL picture of strokes, each a list of points about 100 pixels high, moved to its place."""
-    shapes = {
-        "1": [[(30, 0), (30, 100)]],
-        "7": [[(0, 0), (60, 0), (20, 100)]],
-        "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
-        "0": [[(0, 0), (60, 0), (60, 100), (0, 100), (0, 0)]],
-        "/": [[(40, 0), (0, 100)]],
-        "-": [[(0, 50), (60, 50)]],
-        ".": [[(0, 100), (5, 100)]],
-    }
-    image = Image.new("L", size, 255)
-    for name, x, y in places:
-        for stroke in shapes[name]:
-            ImageDraw.Draw(image).line([(x + a, y + b) for a, b in stroke], fill=0, width=pen, joint="curve")
     return image
 
 
@@ -343,20 +325,18 @@ def test_a_digit_becomes_20_pixels_long_with_strokes_of_mnists_width():
 # Frames, lines and the border
 
 CASES = {  # what is drawn beside 2 sevens and a 5 on a canvas of 600x300, and at which height the border cuts it
-    "plain": ([], 300),
-    "free box": ([(20, 20, 580, 280)], 300),
-    "free line": ([(0, 260, 600, 262)], 300),
-    "vertical line": ([(420, 0, 422, 300)], 300),
-    "cropped": ([], 195),
-    "small digits in a large frame": ([(3, 5, 596, 296)], 300),
+    "plain": (None, 300),
+    "free box": ((20, 20, 580, 280), 300),
+    "free line": ((0, 260, 600, 262), 300),
+    "vertical line": ((420, 0, 422, 300), 300),
+    "cropped": (None, 195),
+    "small digits in a large frame": ((3, 5, 596, 296), 300),
 }
 
 
-@pytest.mark.parametrize("boxes, bottom", CASES.values(), ids=CASES)
-def test_frames_lines_and_the_border_cost_no_digit(boxes, bottom, find):
-    image = page(("7", 100, 100), ("5", 300, 100), ("7", 480, 105), size=(600, 300))
-    for box in boxes:
-        ImageDraw.Draw(image).rectangle(box, outline=0, width=6)
+@pytest.mark.parametrize("box, bottom", CASES.values(), ids=CASES)
+def test_frames_lines_and_the_border_cost_no_digit(box, bottom, find):
+    image = page(("7", 100, 100), ("5", 300, 100), ("7", 480, 105), size=(600, 300), frame=box)
     images, found, _ = find(image.crop((0, 0, 600, bottom)))
     assert found[:, 0] == pytest.approx([100, 300, 480], abs=8) and found[:, 1] == pytest.approx([97, 97, 102], abs=8)
 
@@ -369,19 +349,15 @@ def test_a_digit_with_a_tail_to_the_border_is_read(find):
 
 def test_a_page_of_small_digits_in_a_frame_is_read(find):
     places = [("7", 150 * column + 100, 160 * row + 100) for row in range(4) for column in range(6)]
-    image = page(*places)
-    ImageDraw.Draw(image).rectangle((30, 30, 970, 720), outline=0, width=8)
-    _, boxes, rows = find(image)
+    _, boxes, rows = find(page(*places, frame=(30, 30, 970, 720)))
     assert len(boxes) == 24 and rows.max() == 3
 
 
 def test_a_0_with_a_speck_in_it_is_no_frame_but_what_holds_a_small_digit_is(find):
-    image = page(("7", 280, 100), size=(600, 300))
-    ImageDraw.Draw(image).rectangle((20, 10, 580, 290), outline=0, width=6)
-    assert find(image)[1][:, 0] == pytest.approx([280], abs=8)
-    image = page(("0", 100, 100), ("7", 300, 100), size=(600, 300), pen=8)
-    ImageDraw.Draw(image).rectangle((125, 145, 134, 154), fill=0)
-    assert len(find(image)[0]) == 2
+    framed = page(("7", 280, 100), size=(600, 300), frame=(20, 10, 580, 290))
+    assert find(framed)[1][:, 0] == pytest.approx([280], abs=8)
+    speck = (125, 145, 134, 154)
+    assert len(find(page(("0", 100, 100), ("7", 300, 100), size=(600, 300), frame=speck))[0]) == 2
 
 
 def test_what_hugs_the_border_is_no_digit(find):

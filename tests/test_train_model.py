@@ -1,8 +1,6 @@
 """The recipe: what is trained, in which order and at which rate, and that the same seed gives the same weights."""
 
-import gc
 import math
-import weakref
 from pathlib import Path
 
 import keras
@@ -116,18 +114,6 @@ def test_callbacks_are_what_fit_takes(npz, tmp_path, small_network):
         assert path.is_file()
 
 
-def test_a_resumed_run_goes_on_counting_and_a_complete_one_is_saved(npz, tmp_path, small_network, monkeypatch):
-    drawn = []
-    epochs_of = lambda figure: figure.axes[0].lines[0].get_xdata().tolist()
-    monkeypatch.setattr(module, "save_and_show", lambda figure, *_: drawn.append(epochs_of(figure)))
-    backup = lambda: keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
-    train_model(npz, epochs=3, model=tmp_path / "a.h5", callbacks=backup())
-    assert train_model(npz, epochs=5, model=tmp_path / "b.h5", callbacks=backup()).epoch == [3, 4]
-    assert train_model(npz, epochs=5, model=tmp_path / "c.h5", callbacks=backup()).epoch == []
-    assert drawn == [[1, 2, 3], [4, 5]], "as Keras prints them"
-    assert same(weights(tmp_path / "b.h5"), weights(tmp_path / "c.h5"))
-
-
 @pytest.mark.parametrize("name", ["loss", "val_loss"])
 def test_a_loss_of_nan_saves_nothing(name, npz, tmp_path, small_network):
     """In training, or only in the validation after the last step."""
@@ -137,21 +123,6 @@ def test_a_loss_of_nan_saves_nothing(name, npz, tmp_path, small_network):
     with pytest.raises(InputError, match="the loss became NaN or infinite in epoch 1; .*a.h5 is as it was"):
         train_model(npz, epochs=1, batch_size=15, model=tmp_path / "a.h5", callbacks=callback)
     assert not (tmp_path / "a.h5").exists()
-
-
-def test_nothing_keeps_the_images_after_a_run(npz, tmp_path, small_network, monkeypatch):
-    """In a loop over seeds, memory must not grow by the whole data set with each call."""
-    kept = []
-
-    def load(source):
-        loaded = load_data(source)
-        kept.extend(weakref.ref(array) for array in loaded)
-        return loaded
-
-    monkeypatch.setattr(module, "load_data", load)
-    train_model(npz, epochs=1, model=tmp_path / "a.h5")
-    gc.collect()
-    assert [reference() for reference in kept] == [None] * 4
 
 
 def test_numbers_that_wont_do_are_said_before_the_data_is_loaded(monkeypatch):

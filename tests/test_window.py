@@ -5,13 +5,12 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import assert_one_line, draw_page, shape
+from conftest import assert_one_line, page, strokes
 from matplotlib.backend_bases import KeyEvent, MouseEvent
-from PIL import Image
 
 import evaluate_model as module
 from build_model import load_model
-from evaluate_model import EDGE, PAPER_SIZE, drawing_window, find_digits
+from evaluate_model import EDGE, PAPER_SIZE, PEN, drawing_window, find_digits
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +40,9 @@ class Window:
             self.mouse("motion_notify_event", point)
         self.mouse("button_release_event", points[-1])
 
+    def digit(self, name, x, y):
+        self.stroke(*strokes(name, x, y, scale=2)[0])
+
     def key(self, key):
         x, y = self.paper.transData.transform((100, 100))
         event = KeyEvent("key_press_event", self.figure.canvas, key, x, y)
@@ -63,9 +65,9 @@ def window(here):
 
 def test_a_drawn_digit_is_read_as_a_picture_is_without_dropout(here, digits_model):
     window = Window(digits_model[0])
-    window.stroke(*shape(7, 100, 80))
-    draw_page("same.png", (7, 100, 80), size=PAPER_SIZE)
-    assert np.mean(np.asarray(Image.open("same.png").convert("RGB")) != window.picture()) < 0.005  # round ends
+    window.digit("7", 100, 80)
+    same = page(("7", 100, 80), size=PAPER_SIZE, pen=PEN, scale=2)
+    assert np.mean(np.asarray(same.convert("RGB")) != window.picture()) < 0.005  # round ends
     images, _, _ = find_digits(window.picture())
     assert np.array_equal(window.seen.images[0].get_array(), images[0, ..., 0])
     network, _ = load_model(model=digits_model[0])
@@ -74,19 +76,19 @@ def test_a_drawn_digit_is_read_as_a_picture_is_without_dropout(here, digits_mode
 
 
 def test_digits_beside_each_other_undo_and_clear(window):
-    window.stroke(*shape(7, 60, 80))
+    window.digit("7", 60, 80)
     seven = window.text(), window.probabilities()
-    window.stroke(*shape(0, 320, 80))
+    window.digit("0", 320, 80)
     assert window.text().startswith("70 (least sure: ")
     assert np.argmax(window.probabilities()) == 0, "the last one's"
     window.key("z")
     assert (window.text(), window.probabilities()) == seven
-    window.stroke(*shape(1, 320, 80))
+    window.digit("1", 320, 80)
     assert window.text().startswith("71 (least sure: ")
     window.key("c")
     assert (window.text(), window.probabilities()) == ("", []) and not window.seen.images
     window.key("z")  # nothing to take back
-    window.stroke(*shape(7, 60, 80))
+    window.digit("7", 60, 80)
     assert window.text().startswith("7 (")
 
 
