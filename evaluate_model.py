@@ -51,8 +51,8 @@ def evaluate_model(data="mnist", model=None):
     loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
-    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Wilson's
-    # formula holds near 100 %, where the simplest one fails.
+    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Of the
+    # ways to compute it, Wilson's also works where nearly all are right.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
@@ -141,9 +141,10 @@ def read_pictures(pictures, data="mnist", model=None):
 
 def describe(probabilities, rows):
     """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
-    # For `12 3?`, texts are "1", "2" and "3?", and rows 0, 0 and 1.
+    # For `12 3?`, texts are "1", "2" and "3?", rows are 0, 0 and 1, and words become "12" and "3?".
     texts = np.array(digit_texts(probabilities))
-    text = " ".join("".join(texts[rows == row]) for row in np.unique(rows))
+    words = ["".join(texts[rows == row]) for row in np.unique(rows)]
+    text = " ".join(words)
     percent = 100 * probabilities.max(axis=1)
     if len(texts) > 1:
         least = percent.argmin()
@@ -166,16 +167,17 @@ def draw_predictions(shown):
     rows = math.ceil(len(shown) / columns)
     figure = plt.figure(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
     behind_text = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    # A cell is a small figure of its own, for each picture.
     cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03).flat
     for cell, (picture, pixels, images, boxes, probabilities) in zip(cells, shown):
-        name = one_line(Path(picture).name)
-        cell.suptitle(name if len(name) <= 30 else f"{name[:18]}…{name[-11:]}", fontsize=9, parse_math=False)
+        name = one_line(Path(picture).name)[-30:]  # more would reach into the next cell
+        cell.suptitle(name, fontsize=9, parse_math=False)  # or a $ in it would begin a formula
         cell.set(edgecolor="0.7", linewidth=1)
         parts = 2 if len(images) == 1 else 1
         axes = cell.subplots(1, parts, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
-        # Around all strokes; the red boxes of digits lie over those that were read.
+        # Grey boxes around all that find_strokes() leaves; red ones lie over those that were read.
         _, _, stroke_boxes = find_strokes(remove_paper(pixels))
         for box in stroke_boxes:
             draw_box(axes[0], box, "0.5")
@@ -200,18 +202,18 @@ def draw_box(ax, box, color):
 # 1. load_picture()
 # 2. remove_paper(): only ink is left
 # 3. find_strokes(): number its connected pieces. Dropped: ruled lines, faint pieces and specks
-# 4. choose_strokes(): which can be digits or parts of them? Dropped: frames and what the border cuts off
+# 4. choose_strokes(): which can be digits or parts of them? Dropped: frames, and most of what lies at the border
 # 5. join_strokes(): put the parts of each digit together. Dropped: dots and dashes
 # 6. reading_order()
 # 7. cut_out(): make each digit look like MNIST's
 #
 # A stroke is a connected piece of ink: a whole digit, or a part of one. In a numbered picture, int (height, width),
-# the pixels of the first stroke are 1, those of the second 2, and so on; the ground is 0. Of the strokes that can be
-# digits, `numbers` are their numbers, int (n,), and `boxes` their left, top, right and bottom in pixels, int (n, 4).
+# the pixels of the first stroke are 1, those of the second 2, and so on; the paper is 0. Of the strokes not dropped so
+# far, `numbers` are their numbers, int (n,), and `boxes` their left, top, right and bottom in pixels, int (n, 4).
 # Comments on a constant say what goes wrong when it is higher, and when it is lower.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: faded cut ones don't
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: not even cut ones that are blurred
 
 
 def find_digits(pixels):
@@ -234,7 +236,10 @@ def find_digits(pixels):
     if not digits:
         raise InputError("no digit found in it; each must stand out from its paper, and apart from other ink")
     order, rows = reading_order(boxes)
-    images = [cut_out(ink * np.isin(strokes, digits[i]), boxes[i]) for i in order]
+    images = []
+    for i in order:
+        is_its_own = np.isin(strokes, digits[i])  # true at the pixels of this digit's strokes
+        images.append(cut_out(ink * is_its_own, boxes[i]))
     return np.stack(images)[..., np.newaxis], boxes[order], rows
 
 
@@ -248,9 +253,10 @@ def load_picture(path):
     formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # for others, Pillow may run programs (EPS)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
-            # Larger ones could fill the memory. Pillow cuts 16-bit integers ("I") and floats ("F") off at 255.
-            if image.width * image.height > 50_000_000 or image.mode[0] in "IF":
-                raise ValueError("more than 50 megapixels, or over 8 bits a colour")
+            if image.width * image.height > 50_000_000:  # it could fill the memory
+                raise ValueError("more than 50 megapixels")
+            if image.mode[0] in "IF":  # 16-bit integers and floats, which Pillow cuts off at 255
+                raise ValueError("more than 8 bits a colour")
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX averages: thin strokes fade, but stay
             return np.asarray(image)
@@ -266,8 +272,8 @@ def remove_paper(pixels):
     blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
     bright_ink = ndimage.gaussian_filter(bright_ink, blur)
 
-    # The paper is what an opening leaves of the picture: each pixel becomes the darkest in a window around it, then the
-    # brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1: narrow bright things, ink, go.
+    # To see the paper alone, erase the ink, which is narrow and bright, by an opening: each pixel becomes the darkest in
+    # a window around it, then the brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1.
     window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
     # A strip of desk along the edge would be narrow, too. With the edge's pixels repeated, it is wide, like paper.
     padded = np.pad(bright_ink, window, "edge")
@@ -280,15 +286,16 @@ def brightness_of(pixels):
     image = Image.fromarray(pixels).convert("RGBA")
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
-    # A shadow darkens ink and paper by one factor. In logarithms, a factor is a difference: ink in a shadow stands out
-    # nearly as in the light. More than 100: ink stands out less; less: noise in what is nearly black stands out.
+    # A shadow darkens ink and paper by one factor. As log(a * b) = log(a) + log(b), it takes about the same from both
+    # logarithms, and ink in a shadow stands out nearly as in the light. Without the 100, it would be exactly the same,
+    # but noise in what is nearly black would stand out, too. Higher: a shadow counts more.
     return np.log(100 + grey)
 
 
 def ink_is_dark(brightness):
     """Return whether the ink is darker than the paper."""
-    # From the mean of a square around it, a pixel of ink differs much and one of paper little; but there is more paper.
-    # Squared, the few large differences outweigh the many small ones.
+    # Compare each pixel with the mean of a square around it. Ink differs much, and paper little; but there is more
+    # paper. Squared, the few large differences outweigh the many small ones.
     around = 1 + min(brightness.shape) // 3  # pixels. Higher: the light varies more; lower: broad strokes fill it
     difference = brightness - ndimage.uniform_filter(brightness, around)
     darker, brighter = difference[difference < 0], difference[difference > 0]
@@ -311,7 +318,7 @@ def find_strokes(ink):
     # Creases and the edges of shadows are weaker than ink, and dust is smaller.
     strength = ndimage.mean(ink, strokes, numbers)  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
-    # 0.12, a difference of logarithms, is white paper darkened by a sixth: an empty page holds nothing as dark.
+    # 0.12 is log(100 + 255) - log(100 + 215), light grey on white. Nothing on an empty page stands out so much.
     is_ink = strength > max(least, 0.12)
     left, top, right, bottom = boxes.T
     shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust counts
@@ -325,12 +332,12 @@ def ruled_lines(strong):
 
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
     """
-    # A slanted line is a staircase of short runs. Grown by a pixel all around, its steps overlap: the runs get longer.
+    # In pixels, a slanted line is a staircase of short steps. A pixel wider all around, they overlap, and are longer.
     grown = ndimage.maximum_filter(strong, 3)
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
-    length = max(50, int(0.15 * strong.shape[1]))  # less than 50, in a small picture, can be a digit
-    # An opening in rows only: it leaves runs at least as long as that. "Constant": there is no ink beyond the border.
-    runs = ndimage.grey_opening(grown, (1, length), mode="constant")
+    length = max(50, int(0.15 * strong.shape[1]))  # in a small picture, digits are longer than that part of it
+    # Keep only what is at least `length` pixels long from left to right, by an opening with a window of one row.
+    runs = ndimage.grey_opening(grown, (1, length), mode="constant")  # "constant": no ink beyond the border
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
@@ -345,34 +352,34 @@ def find_boxes(strokes):
 
 
 def choose_strokes(strokes, numbers, boxes):
-    """Leave out frames and what the border cuts off: return `numbers` and `boxes`, and a digit's usual size."""
+    """Leave out frames and most of what lies at the border: return `numbers`, `boxes` and a digit's usual size."""
     is_frame = find_frames(strokes, numbers, boxes)
     left, top, right, bottom = boxes.T
     picture_height, picture_width = strokes.shape
     at_border = np.min([left, top, picture_width - right, picture_height - bottom], axis=0) < BORDER
-    if at_border[~is_frame].all():  # then it is no reason to leave anything out
+    if at_border[~is_frame].all():  # the picture is cropped tightly: keep all
         at_border[:] = False
     digit_size = usual_size(boxes[~is_frame & ~at_border])
 
-    # What lies at the border is cut off if its centre is near the edge, or if it is very tall.
-    x, y = (left + right) / 2, (top + bottom) / 2
+    # What lies at the border is no whole digit if its centre is near the edge, or if it is very tall.
+    x, y = centres(boxes)
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
     is_shallow = depth < 0.3 * digit_size  # higher: whole digits are lost; lower: the edge of a desk is read
     is_tall = bottom - top > 1.9 * digit_size  # higher: margin lines are read; lower: long-tailed digits aren't
-    is_cut = at_border & (is_shallow | is_tall)
-    chosen = ~is_frame & ~is_cut
+    chosen = ~is_frame & ~(at_border & (is_shallow | is_tall))
     return numbers[chosen], boxes[chosen], digit_size
 
 
 def find_frames(strokes, numbers, boxes):
     """Return which strokes are frames, bool (n,): hollow, and with other strokes inside."""
-    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2  # of the centres
+    x, y = centres(boxes)
     heights = boxes[:, 3] - boxes[:, 1]
     is_frame = np.zeros(len(boxes), bool)
     for i, (left, top, right, bottom) in enumerate(boxes):
         inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # whose centres lie in this box, its own, too
-        # 1 is its own height. Higher: a small digit's frame is kept; lower: a 0 with a speck is dropped.
-        holds_strokes = heights[inside].sum() > 1.2 * heights[i]
+        others = heights[inside].sum() - heights[i]
+        # Higher: a frame around one small digit is read; lower: a 0 with a speck in it isn't.
+        holds_strokes = others > 0.2 * heights[i]
         third_x, third_y = (right - left) // 3, (bottom - top) // 3
         core = strokes[top + third_y : bottom - third_y, left + third_x : right - third_x]  # the box's middle ninth
         is_hollow = numbers[i] not in core  # none of its own pixels
@@ -380,11 +387,17 @@ def find_frames(strokes, numbers, boxes):
     return is_frame
 
 
+def centres(boxes):
+    """Return x and y of the centres of boxes."""
+    left, top, right, bottom = boxes.T
+    return (left + right) / 2, (top + bottom) / 2
+
+
 def usual_size(boxes):
-    """Return the mean of the boxes' longer sides in pixels, or 0 if there are no boxes."""
+    """Return a mean of the boxes' longer sides in pixels, or 0 if there are no boxes."""
     left, top, right, bottom = boxes.T
     lengths = np.maximum(right - left, bottom - top)
-    # Long ones weigh more, so that dots hardly count: of 2 and 100, the mean is 98, not 51.
+    # Long ones weigh more, so that dots hardly count: of 2 and 100, this mean is 98, not 51.
     return np.average(lengths, weights=lengths) if len(boxes) else 0
 
 
@@ -397,7 +410,7 @@ def join_strokes(numbers, boxes, digit_size):
     for a in range(len(boxes)):
         for b in range(a):
             joined[a, b] = belong_together(boxes[a], boxes[b], digit_size)
-    # If a is joined to b and b to c, all three are one digit. Each stroke gets its digit's number, from 0 on.
+    # If a is joined to b and b to c, all three are one digit. Each stroke gets the number of its digit, from 0 on.
     count, digit_of_stroke = connected_components(joined, directed=False)
 
     digits, digit_boxes = [], []
@@ -414,7 +427,7 @@ def join_strokes(numbers, boxes, digit_size):
 def belong_together(a, b, digit_size):
     """Return whether strokes with the boxes a and b are parts of one digit.
 
-    That is, one lies above the other or in it, close to it, and together they are no taller than a digit.
+    That is, one lies above the other or in it, close to it, and together they aren't much taller than a digit.
     """
     left_a, top_a, right_a, bottom_a = a
     left_b, top_b, right_b, bottom_b = b
@@ -431,13 +444,13 @@ def belong_together(a, b, digit_size):
 def reading_order(boxes):
     """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
     left, top, _, bottom = boxes.T
-    y = (top + bottom) / 2  # of the centres
+    _, y = centres(boxes)
     downwards = y.argsort()
     # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
     step = 0.5 * np.median(bottom - top)
     begins_row = np.diff(y[downwards], prepend=y.min()) > step  # is it so far below the one before?
     rows = np.zeros(len(boxes), int)
-    rows[downwards] = begins_row.cumsum()  # how many rows have begun: 0 in the first
+    rows[downwards] = begins_row.cumsum()  # for y 10, 12, 80: False, False, True becomes 0, 0, 1
     order = np.lexsort((left, rows))  # by row, and within a row by the left edge
     return order, rows[order]
 
@@ -451,7 +464,7 @@ def cut_out(ink, box):
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.
     missing = max(0, round(10 - pen))
-    # Each pixel becomes the brightest in a window: a window of 1 changes nothing, of 2 widens strokes by a pixel.
+    # Each pixel becomes the brightest in a window of that size: strokes get wider by `missing` pixels.
     return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))
 
 
@@ -474,7 +487,7 @@ def draw(data="mnist", model=None):
     Raises:
         InputError: no display, no such model, or one that doesn't fit these images.
     """
-    backend = plt.get_backend().lower()
+    backend = plt.get_backend().lower()  # what matplotlib draws with; some can only save files
     if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE) or "inline" in backend:
         raise InputError("there is no window to draw in: no display, or a notebook without %matplotlib widget")
     network, _ = load_model(data, model)
@@ -524,7 +537,8 @@ def drawing_window(network):
         update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # Kept in the figure, or Python would delete it. Its line is seen only while drawing; 0.8 makes it as wide as PEN.
+    # Kept in the figure: the selector ends when nothing refers to it. Its line is seen only while the mouse is down;
+    # 0.8 of PEN in points is about PEN pixels of the drawing, in a window of the usual size.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 

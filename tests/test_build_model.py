@@ -8,7 +8,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import build_small_network, failing, posix
+from conftest import build_small_network, posix
 from numpy.lib.stride_tricks import sliding_window_view
 
 import build_model as module
@@ -173,9 +173,6 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
         load_model(model=tmp_path / "m.h5")
 
 
-# Figures and progress
-
-
 def test_a_figure_is_saved_beside_the_model_then_shown_and_closed(tmp_path, monkeypatch, capsys):
     figure, shown = plt.figure(), []
     path = tmp_path / "m_curves.png"
@@ -184,10 +181,6 @@ def test_a_figure_is_saved_beside_the_model_then_shown_and_closed(tmp_path, monk
     assert shown == [([figure.number], True)] and not plt.get_fignums()
     assert capsys.readouterr().out == f"Saved {path} (a note)\n"
     assert path.read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", failing(OSError(28, "No space left on device")))
-    with pytest.raises(InputError, match=r"m_curves\.png: could not be saved \(No space left"):
-        save_and_show(plt.figure(), tmp_path / "m.h5", "curves")
-    plt.close("all")
 
 
 def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):

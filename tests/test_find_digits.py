@@ -67,8 +67,6 @@ def assert_mnist_form(image):
     assert np.abs(place - 14).max() <= 0.6, "centre of mass"
 
 
-# MNIST's own digits, put onto canvases, come back
-
 TEN = np.asarray(Image.open(ROOT / "tests" / "ten_digits.png"))  # MNIST's test images 3, 2, 1, 18, 4, 8, 11, 0, 61, 7
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import IDX_FILES, assert_one_line, idx, python, write_idx
+from conftest import IDX_FILES, assert_one_line, idx, write_idx
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
@@ -86,13 +86,6 @@ def test_summary(npz, end_of):
         "test images: float32 (20, 28, 28, 1) from 0 to 1",
         "test labels: float32 (20, 10), images per class [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]",
     ]
-
-
-def test_digits_need_no_tensorflow(tmp_path):
-    heavy = "print({'keras', 'tensorflow', 'matplotlib'} & set(sys.modules))"
-    done = python("-c", f"import sys; from load_data import *; run(main); {heavy}", "--data", "digits", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "(1500, 28, 28, 1)" in done.stdout and done.stdout.endswith("\nset()\n")
 
 
 # Data that can't be used. What an attacker would think of is in test_strangers.py.
@@ -175,9 +168,6 @@ def test_damaged_gzip(tmp_path, arrays, content):
     (tmp_path / f"{IDX_FILES[1]}.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz: can't be read"):
         load_data(tmp_path)
-
-
-# The download
 
 
 def test_without_a_network_the_start_is_quiet_and_one_line_says_what_to_do(script, tmp_path):

@@ -27,17 +27,11 @@ def test_a_run_of_the_benchmark_and_of_each_kind_of_row(npz, small_network, monk
     assert "TensorFlow" in benchmark.machine()
 
 
-def test_pictures_of_each_kind_are_made_and_counted(mnist_like_network):
-    network, X, y = mnist_like_network
-    shares = pictures.measure(network, X, y, each=3)
+def test_pictures_of_each_kind_are_made_and_counted(digits_model):
+    network, _ = build_model.load_model(model=digits_model[0])
+    shares = pictures.measure(network, *load_data("digits")[2:], each=3)
     assert list(shares) == list(pictures.KINDS)
     assert shares["blank"][0] == 1, "nothing is found on paper without a digit"
-
-
-@pytest.fixture
-def mnist_like_network(digits_model):
-    X, y = load_data("digits")[2:]
-    return build_model.load_model(model=digits_model[0])[0], X, y
 
 
 @pytest.mark.slow

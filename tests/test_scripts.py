@@ -49,9 +49,6 @@ def run_code(code):
     return variables
 
 
-# A good run
-
-
 def test_train_then_evaluate_then_the_readmes_own_evaluate(script, end_of, tmp_path, monkeypatch):
     """Nothing on stderr: no warning, no chatter of the start. A user's own settings of Keras change nothing."""
     monkeypatch.chdir(tmp_path)
@@ -162,9 +159,6 @@ def test_a_closed_stream_is_no_failure(stream, npz, tmp_path):
     done = python("-c", code, ROOT / "load_data.py", "--data", npz, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert ("train images" in done.stdout) == (stream == 2)
-
-
-# A quiet start. The whole run above is quiet, too.
 
 
 @pytest.mark.parametrize("level, shown", [(None, ""), ("0", "chatter"), ("3", "chatter")])

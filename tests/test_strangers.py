@@ -137,9 +137,6 @@ def test_bytes_that_are_no_model_are_refused(model, refused):
         refused(model, f"Keras {keras.__version__} can't load it (", "); train it again")
 
 
-# Models of other programs
-
-
 def test_a_network_saved_before_it_was_built_and_weights_alone_are_refused(model, refused):
     keras.Sequential([]).save(model)
     refused(model)
@@ -152,9 +149,6 @@ def test_keras_does_not_lecture_about_other_peoples_networks(model, recwarn):
     """Most tutorials give the first layer an input_shape; Keras warns of it in two lines."""
     edit_layers(model, lambda layers: layers[1]["config"].update(input_shape=[28, 28, 1]))
     assert load_model(model=model) and not recwarn.list
-
-
-# Paths
 
 
 @posix

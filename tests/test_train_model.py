@@ -36,9 +36,6 @@ class Watch(keras.callbacks.Callback):
         self.policies.add(keras.config.dtype_policy().name)
 
 
-# What the command line hands on
-
-
 @pytest.mark.parametrize(
     "args, changed",
     [
@@ -134,11 +131,8 @@ def test_numbers_that_wont_do_are_said_before_the_data_is_loaded(monkeypatch):
             train_model("digits", **{option: value})
 
 
-# Seeds
-
-
 def test_the_seed_makes_the_weights_the_order_and_the_distortions(npz, tmp_path, small_network):
-    """With the same one, all is the same."""
+    """With the same one, all is the same; test_scripts.py tries the real network."""
     choices = {"usual": {}, "again": {}, "seed": {"seed": 1}, "plain": {"augment": False}}
     first = []
     note = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: first.append(note.model.get_weights()))
@@ -148,19 +142,6 @@ def test_the_seed_makes_the_weights_the_order_and_the_distortions(npz, tmp_path,
     assert same(first[0], first[1]) and not same(first[0], first[2]) and same(first[0], first[3])
     assert same(usual, again) and not same(usual, plain)
     assert not any(np.array_equal(a, b) for a, b in zip(usual, seed))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_same_seed_same_weights_bit_for_bit(bfloat16, tmp_path, monkeypatch):
-    """With the real network, whose steps run in parallel, in both precisions; test_scripts.py tries the usual one."""
-    monkeypatch.setattr(module, "bfloat16_is_faster", lambda: bfloat16)
-    for name in ("a.h5", "b.h5"):
-        train_model("digits", 1, 400, seed=1, model=tmp_path / name)
-    assert same(weights(tmp_path / "a.h5"), weights(tmp_path / "b.h5"))
-
-
-# Precision
 
 
 @pytest.mark.parametrize(
@@ -193,9 +174,6 @@ def test_all_layers_but_the_last_are_trained_in_bfloat16(bfloat16, dtype, npz, t
     saved = keras.models.load_model(tmp_path / "a.h5")
     assert {layer.dtype_policy.name for layer in saved.layers} == {"float32"}
     assert same(saved.get_weights(), watch.model.get_weights())
-
-
-# The learning rate and the steps
 
 
 PEAKS = [(10, 469, 4e-3), (1, 100, 7.98e-3), (2, 100, 6.483e-3), (1, 1, 7.98e-3)]
@@ -273,9 +251,6 @@ def test_distort_agrees_with_scipy():
         x, y, w = np.tensordot(projection, np.stack([column, row, np.ones((28, 28))]), 1)
         expected = ndimage.map_coordinates(image, [y / w, x / w], order=1, mode="grid-constant")
         assert np.abs(result - expected).max() < 1e-4
-
-
-# Curves
 
 
 @pytest.mark.parametrize("epochs", [[0], list(range(10)), [3, 4, 5]], ids=str)

@@ -1,20 +1,19 @@
-"""Compare the recipe with the textbook loop, or one changed constant a row with the recipe.
+"""Compare the recipe with the textbook loop, or the recipe with others that differ by one constant.
 
-    python tests/measure/benchmark.py [--data PATH] [--seeds 5] [--quick]
+    python tests/measure/benchmark.py [--data PATH] [--seeds 5] [--epochs 10]
     python tests/measure/benchmark.py --ablation [ROW ...] [--data PATH] [--seeds 5] [--epochs 10]
 
-The first trains on the training images and tests on the test images. The runs alternate, so that a
-busy machine slows them all. Timed is what comes between the loaded data and the trained network,
-with validation in every epoch. It takes 30 minutes on 2 CPU cores; with --quick, 3 minutes.
+Both print a Markdown table. The runs alternate, so that a busy machine slows them all. Timed is what comes between the
+loaded data and the trained network, with validation in every epoch.
 
-The second trains on the first five sixths of the training images and judges by the rest: it is how
-the recipe's constants were chosen. A row takes about a minute a seed; --ablation --help names them.
-
-Both print a Markdown table.
+The first trains on the training images and tests on the test images. It takes 30 minutes on 2 CPU cores; with
+--seeds 2 --epochs 2, 3 minutes. The second trains on the first five sixths of the training images and judges by the
+rest: it is how the recipe's constants were chosen. A row takes about a minute a seed; --help names them.
 """
 
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -75,14 +74,12 @@ def our_recipe(arrays, epochs, seed, **changes):
 
 def machine():
     """Return a sentence on the processor and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    names = re.findall(r"model name\s*: (.*)", cpuinfo) + [platform.processor(), platform.machine()]
+    name = next(filter(None, names))
     bfloat16 = "with" if recipe.bfloat16_is_faster() else "without"
-    return (
-        f"{name} {bfloat16} fast bfloat16, {os.cpu_count()} cores. "
-        f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}."
-    )
+    versions = f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    return f"{name} {bfloat16} fast bfloat16, {os.cpu_count()} cores. {versions}."
 
 
 def spread(values, digits):
@@ -91,61 +88,39 @@ def spread(values, digits):
     return text + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
-def tell(text):
-    """Show on stderr how far it has come, over what was shown before."""
-    print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)
-
-
-def benchmark(data, seeds, quick):
-    """Print the table that compares accuracy and time with the textbook loop."""
-    long, seeds = (2, 2) if quick else (10, seeds)
-    runs = [("textbook loop", textbook_loop, long, {}), ("`train_model.py`", our_recipe, long, {})]
-    runs += [(f"`train_model.py --epochs {n}`", our_recipe, n, {}) for n in (2, 1) if n < long]
-    if recipe.bfloat16_is_faster():
-        runs.append(("`train_model.py` in float32", our_recipe, long, ROWS["float32"]))
-    arrays = load_data(data)
+def compare(runs, arrays, seeds):
+    """Make runs (name, function, epochs, changes) in turn, each `seeds` times, and print a Markdown table of them."""
     accuracy, seconds = np.zeros((2, len(runs), seeds))
     for seed in range(seeds):
         for number, (name, train, epochs, changes) in enumerate(runs):
-            tell(f"round {seed + 1} of {seeds}: {name}")
+            print(f"round {seed + 1} of {seeds}: {name:40}", end="\r", file=sys.stderr, flush=True)
             start = time.perf_counter()
             accuracy[number, seed] = 100 * train(arrays, epochs, seed, **changes)
             seconds[number, seed] = time.perf_counter() - start
-    tell("")
-    print("| run | epochs | test accuracy, % | seconds | time ratio |\n|---|---|---|---|---|")
+    print("| run | epochs | accuracy, % | seconds | time ratio |\n|---|---|---|---|---|")
     for (name, _, epochs, _), acc, sec, ratio in zip(runs, accuracy, seconds, seconds / seconds[0]):
         print(f"| {name} | {epochs} | {spread(acc, 2)} | {spread(sec, 1)} | {spread(ratio, 3)} |")
     print(f"\nMean ± standard deviation over n = {seeds} runs. {machine()}")
 
 
-def ablation(data, seeds, epochs, names):
-    """Print a table of accuracies on the last sixth of the training images, one changed constant a row."""
-    X, y, _, _ = load_data(data)
-    split = len(X) * 5 // 6
-    arrays = X[:split], y[:split], X[split:], y[split:]
-    print(f"| row | accuracy on the last {len(X) - split} training images, %, {epochs} epochs |\n|---|---|")
-    for name in names:
-        accuracy = []
-        for seed in range(seeds):
-            tell(f"{name}: seed {seed + 1} of {seeds}")
-            accuracy.append(100 * our_recipe(arrays, epochs, seed, **ROWS[name]))
-        tell("")
-        print(f"| {name} | {spread(accuracy, 2)} |", flush=True)
-    print(f"\nMean ± standard deviation over n = {seeds} seeds. {machine()}")
-
-
 def main():
     parser = data_parser(__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how often each is run (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="two rounds of two epochs: a first impression")
-    parser.add_argument("--epochs", type=int, default=10, help="of the ablation's runs (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="of each run (default: %(default)s)")
     parser.add_argument("--ablation", nargs="*", choices=ROWS, metavar="ROW", help=", ".join(ROWS).replace("%", "%%"))
     args = parser.parse_args()
     tf.get_logger().setLevel("ERROR")  # it warns that several networks are trained in one process
+    arrays = X, y, _, _ = load_data(args.data)
     if args.ablation is None:
-        benchmark(args.data, args.seeds, args.quick)
+        runs = [("textbook loop", textbook_loop, args.epochs, {}), ("`train_model.py`", our_recipe, args.epochs, {})]
+        runs += [(f"`train_model.py --epochs {n}`", our_recipe, n, {}) for n in (2, 1) if n < args.epochs]
+        if recipe.bfloat16_is_faster():
+            runs.append(("`train_model.py` in float32", our_recipe, args.epochs, ROWS["float32"]))
     else:
-        ablation(args.data, args.seeds, args.epochs, args.ablation or list(ROWS))
+        split = len(X) * 5 // 6
+        arrays = X[:split], y[:split], X[split:], y[split:]
+        runs = [(name, our_recipe, args.epochs, ROWS[name]) for name in args.ablation or ROWS]
+    compare(runs, arrays, args.seeds)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,6 @@ KINDS = {
 }
 
 
-# Simulated pictures
-
-
 def enlarge(digit, size, rng):
     """Return a (28, 28) uint8 digit as a smooth bool mask of `size` x `size`, turned a little."""
     image = Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
@@ -85,9 +82,6 @@ def make(kind, pick, rng):
     else:
         picture = photograph(mask, rng, ruled=kind == "ruled" or kind == "blank" and rng.random() < 0.5)
     return picture, "".join(map(str, labels))
-
-
-# Counting
 
 
 def read_as_usual(network, pixels):
