@@ -272,8 +272,8 @@ def remove_paper(pixels):
     blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
     bright_ink = ndimage.gaussian_filter(bright_ink, blur)
 
-    # To see the paper alone, erase the ink, which is narrow and bright, by an opening: each pixel becomes the darkest in
-    # a window around it, then the brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1.
+    # To see the paper alone, erase the ink, which is narrow and bright, by an opening: each pixel becomes the darkest
+    # in a window around it, then the brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1.
     window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
     # A strip of desk along the edge would be narrow, too. With the edge's pixels repeated, it is wide, like paper.
     padded = np.pad(bright_ink, window, "edge")

@@ -147,13 +147,6 @@ def test_if_the_old_file_cant_be_replaced_the_new_one_is_kept_beside_it(tmp_path
     assert path.read_bytes() == b"old" and load_model(model=tmp_path / "m_new.h5")
 
 
-def test_a_missing_model_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for args, path in ((["digits"], "digits_classification_model.h5"), (["mnist", "a.h5"], "a.h5")):
-        with pytest.raises(InputError, match=f"^{path}: no such model; .*python train_model.py"):
-            load_model(*args)
-
-
 @pytest.mark.parametrize("shape, classes", [((14, 14, 1), 10), ((28, 28, 1), 5)])
 def test_models_for_other_images_or_classes_are_refused(shape, classes, tmp_path):
     stack = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes, activation="softmax")]

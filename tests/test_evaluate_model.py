@@ -122,13 +122,6 @@ def test_images_that_are_all_right_or_all_wrong(label, accuracy, tmp_path, array
     assert ("No mistakes to draw" in printed) == (accuracy == 1.0) == (len(saved) == 1)
 
 
-def test_no_model_is_said_before_the_data_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "load_data", lambda data: pytest.fail("MNIST was downloaded first"))
-    with pytest.raises(module.InputError, match="none.h5: no such model"):
-        evaluate_model(model="none.h5")
-
-
 @pytest.mark.parametrize(
     "activation, weight, biases",
     [

@@ -135,9 +135,6 @@ def test_bytes_that_are_no_model_are_refused(model, refused):
     for content in (b"", random.Random(0).randbytes(5000), whole[:-1], whole[: len(whole) // 2]):
         model.write_bytes(content)
         refused(model, f"Keras {keras.__version__} can't load it (", "); train it again")
-
-
-def test_a_network_saved_before_it_was_built_and_weights_alone_are_refused(model, refused):
     keras.Sequential([]).save(model)
     refused(model)
     build_small_network().save_weights("stranger.weights.h5")

@@ -36,25 +36,15 @@ class Watch(keras.callbacks.Callback):
         self.policies.add(keras.config.dtype_policy().name)
 
 
-@pytest.mark.parametrize(
-    "args, changed",
-    [
-        ([], {}),
-        (["--data", "digits"], {"data": "digits"}),
-        (["--epochs", "3"], {"epochs": 3}),
-        (["--batch-size", "7"], {"batch_size": 7}),
-        (["--seed", "5"], {"seed": 5}),
-        (["--model", "a.h5"], {"model": "a.h5"}),
-        (["--no-augment"], {"augment": False}),
-    ],
-    ids=" ".join,
-)
-def test_each_option_is_a_parameter(args, changed, end_of, monkeypatch):
+def test_each_option_is_a_parameter(end_of, monkeypatch):
     calls = []
     monkeypatch.setattr(module, "train_model", lambda **options: calls.append(options))
-    assert end_of(module, *args) == (0, "", "")
-    usual = {"data": "mnist", "epochs": 10, "batch_size": 128, "seed": 0, "model": None, "augment": True}
-    assert calls == [usual | changed]
+    options = "--data digits --epochs 3 --batch-size 7 --seed 5 --model a.h5 --no-augment"
+    assert end_of(module) == end_of(module, *options.split()) == (0, "", "")
+    assert calls == [
+        {"data": "mnist", "epochs": 10, "batch_size": 128, "seed": 0, "model": None, "augment": True},
+        {"data": "digits", "epochs": 3, "batch_size": 7, "seed": 5, "model": "a.h5", "augment": False},
+    ]
 
 
 # A run
@@ -144,22 +134,19 @@ def test_the_seed_makes_the_weights_the_order_and_the_distortions(npz, tmp_path,
     assert not any(np.array_equal(a, b) for a, b in zip(usual, seed))
 
 
-@pytest.mark.parametrize(
-    "flags, gpus, on",
-    [
+def test_bfloat16_is_used_where_it_is_faster(monkeypatch):
+    """With another /proc/cpuinfo, or none, as on Windows and macOS."""
+    for flags, gpus, on in [
         ("fpu amx_bf16 amx_int8", [], True),
         ("fpu avx512_bf16", [], True),
         ("fpu avx512f amx_int8 avx512_bf16x", [], False),
         ("fpu amx_bf16 avx512_bf16", ["a GPU"], False),
         (None, [], False),
-    ],
-)
-def test_bfloat16_is_used_where_it_is_faster(flags, gpus, on, monkeypatch):
-    """With another /proc/cpuinfo, or none, as on Windows and macOS."""
-    monkeypatch.setattr(Path, "exists", lambda path: flags is not None)
-    monkeypatch.setattr(Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus)
-    assert module.bfloat16_is_faster() is on
+    ]:
+        monkeypatch.setattr(Path, "exists", lambda path: flags is not None)
+        monkeypatch.setattr(Path, "read_text", lambda path: f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus)
+        assert module.bfloat16_is_faster() is on, (flags, gpus)
 
 
 @pytest.mark.parametrize("bfloat16, dtype", [(True, "bfloat16"), (False, "float32")])

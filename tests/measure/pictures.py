@@ -58,8 +58,8 @@ def photograph(mask, rng, ruled):
     turn = rng.uniform(0, 2 * np.pi)
     across = x * np.cos(turn) + y * np.sin(turn)
     light = rng.uniform(150, 235) * (1 + rng.uniform(0.05, 0.3) * across)
-    edge = (across - rng.uniform(-0.6, 0.6)) / rng.uniform(0.004, 0.15)
-    light *= 1 - rng.uniform(0, 0.5) / (1 + np.exp(np.clip(-edge, -50, 50)))
+    edge = (across - rng.uniform(-0.6, 0.6)) / rng.uniform(0.008, 0.3)
+    light *= 1 - rng.uniform(0, 0.25) * (1 + np.tanh(edge))
     if ruled:
         gap, row, column = min(mask.shape) * rng.uniform(0.07, 0.16), *np.mgrid[:height, :width]
         lines = np.abs((row + 0.03 * column) % gap - gap / 2) < max(0.5, min(mask.shape) / 500)
