@@ -28,6 +28,7 @@ os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: no window may
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "measure")]
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -152,7 +153,6 @@ STROKES = {  # of digits 100 pixels high, each a list of points
     "5": [[(5, 10), (5, 50), (50, 55), (50, 95), (0, 100)], [(5, 0), (70, 0)]],  # its bar lies apart
     "/": [[(40, 0), (0, 100)]],
     "-": [[(0, 50), (60, 50)]],
-    ".": [[(0, 100), (5, 100)]],
 }
 
 
@@ -170,6 +170,12 @@ def page(*places, size=(1000, 750), pen=8, scale=1, mode="L", ink="black", paper
     if frame:
         ImageDraw.Draw(picture).rectangle(frame, outline=ink, width=6)
     return picture
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
 
 
 def found_in(path):

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import MY_DIGIT, assert_one_line, build_small_network, found_in, page, posix
@@ -24,12 +23,6 @@ def saved(monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: figures.append(figure))
     return figures
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 # The test images

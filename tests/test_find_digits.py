@@ -1,11 +1,12 @@
 """The digits of any picture come out in reading order, as MNIST's digits look: the ways there, step by step."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, found_in, page
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 
 from evaluate_model import choose_strokes, find_boxes, find_digits, find_strokes, ink_is_dark, join_strokes
@@ -14,35 +15,22 @@ from load_data import InputError
 
 
 def drawing(ink=0, paper=255, size=(300, 400), at=(60, 90), height=200, pen=20, mode="L"):
-    """Return a PIL picture of a 7 drawn with straight lines."""
-    image = Image.new(mode, size, paper)
-    x, y = at
-    points = [(x, y), (x + height * 0.6, y), (x + height * 0.2, y + height)]
-    ImageDraw.Draw(image).line(points, fill=ink, width=pen, joint="curve")
+    """Return a PIL picture of a 7."""
+    return page(("7", *at), size=size, pen=pen, scale=height / 100, mode=mode, ink=ink, paper=paper)
+
+
+def find(image, name="a.png", **options):
+    """Save a picture, as PNG if not told otherwise, and find its digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        image.save(Path(folder, name), **options)
+        return found_in(Path(folder, name))
+
+
+def load(*args, **options):
+    """Return the only digit found in a picture, (28, 28, 1)."""
+    (image,), (_,), (row,) = find(*args, **options)
+    assert row == 0
     return image
-
-
-@pytest.fixture
-def find(tmp_path):
-    """Return a function that saves a picture, as PNG if not told otherwise, and finds its digits."""
-
-    def save_and_find(image, name="a.png", **options):
-        image.save(tmp_path / name, **options)
-        return found_in(tmp_path / name)
-
-    return save_and_find
-
-
-@pytest.fixture
-def load(find):
-    """Return a function like `find` for a picture of one digit, which it returns as (28, 28, 1)."""
-
-    def find_one(*args, **options):
-        (image,), (_,), (row,) = find(*args, **options)
-        assert row == 0
-        return image
-
-    return find_one
 
 
 def likeness(found, expected):
@@ -88,7 +76,7 @@ def test_mnists_own_digits_come_back(digit, scale, least, invert):
 # One digit
 
 
-def test_form_and_proportions(load):
+def test_form_and_proportions():
     image = load(drawing())
     assert not close(image, image[:, ::-1]) and not close(image, 1 - image), "what the other tests rely on"
     for picture in (image, load(drawing(size=(8, 8), at=(1, 1), height=5, pen=1))):
@@ -139,22 +127,22 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("image", LOOKS.values(), ids=LOOKS)
-def test_the_look_of_a_picture_makes_no_difference(image, load):
+def test_the_look_of_a_picture_makes_no_difference(image):
     assert close(load(image), load(drawing()))
 
 
-def test_nor_does_a_broad_brush(load):
+def test_nor_does_a_broad_brush():
     """Its strokes stay broader than those of MNIST: measured, 0.885."""
     assert likeness(load(drawing(pen=58)), load(drawing())) > 0.87
 
 
-def test_nor_do_the_kind_of_file_and_its_compression(load):
+def test_nor_do_the_kind_of_file_and_its_compression():
     for ending in ("jpg", "bmp", "gif", "webp", "tiff"):
         assert close(load(drawing(), f"a.{ending}"), load(drawing())), ending
     assert close(load(photo(), "a.jpg", quality=60), load(drawing()))
 
 
-def test_thin_lines_become_as_thick_as_mnists(load):
+def test_thin_lines_become_as_thick_as_mnists():
     width = lambda image: image.sum() / 32  # the 7's lines are about 32 pixels long
     thin, thick = width(load(drawing(pen=1))), width(load(drawing(pen=20)))
     assert 1.2 < thin < 3 and 1.5 < thick < 3, "a pen of 1 of 200 pixels is a tenth of one of MNIST's"
@@ -165,7 +153,7 @@ def test_thin_lines_become_as_thick_as_mnists(load):
 ROWS = [("7", 100, 100), ("5", 300, 120), ("1", 500, 90), ("5", 150, 500), ("7", 420, 480)]
 
 
-def test_several_digits_come_in_reading_order_each_with_its_box(find):
+def test_several_digits_come_in_reading_order_each_with_its_box():
     images, boxes, rows = find(page(*ROWS[::-1]))
     assert images.dtype == np.float32 and images.shape == (5, 28, 28, 1)
     assert rows.tolist() == [0, 0, 0, 1, 1]
@@ -177,7 +165,7 @@ def test_several_digits_come_in_reading_order_each_with_its_box(find):
         assert box.dtype.kind == "i" and x - 8 < box[0] < box[2] < x + 75
 
 
-def test_a_photograph_that_lies_on_its_side_is_turned(find):
+def test_a_photograph_that_lies_on_its_side_is_turned():
     """Telephones save them so, with a note."""
     upright = page(*ROWS).resize((2000, 1500))
     exif = Image.Exif()
@@ -188,14 +176,14 @@ def test_a_photograph_that_lies_on_its_side_is_turned(find):
     assert close(seven, same_seven)
 
 
-def test_pixels_may_be_grey_or_coloured(find):
+def test_pixels_may_be_grey_or_coloured():
     image = page(*ROWS, size=(900, 700))
     for mode in ("L", "RGB"):
         for got, expected in zip(find_digits(np.asarray(image.convert(mode))), find(image), strict=True):
             assert np.array_equal(got, expected)
 
 
-def test_a_row_in_a_deep_shadow_is_found_as_the_one_in_the_light(find):
+def test_a_row_in_a_deep_shadow_is_found_as_the_one_in_the_light():
     pixels = np.asarray(page(*ROWS)).clip(40, 230) * np.repeat([[1], [0.35]], 375, axis=0)
     _, boxes, _ = find(Image.fromarray(pixels.astype(np.uint8)))
     assert boxes == pytest.approx(find(page(*ROWS))[1], abs=3)
@@ -300,26 +288,26 @@ CASES = {  # what is drawn beside 2 sevens and a 5 on a canvas of 600x300, and a
 
 
 @pytest.mark.parametrize("box, bottom", CASES.values(), ids=CASES)
-def test_frames_lines_and_the_border_cost_no_digit(box, bottom, find):
+def test_frames_lines_and_the_border_cost_no_digit(box, bottom):
     image = page(("7", 100, 100), ("5", 300, 100), ("7", 480, 105), size=(600, 300), frame=box)
     images, found, _ = find(image.crop((0, 0, 600, bottom)))
     assert found[:, 0] == pytest.approx([100, 300, 480], abs=8) and found[:, 1] == pytest.approx([97, 97, 102], abs=8)
 
 
-def test_a_0_with_a_speck_in_it_is_no_frame_but_what_holds_a_small_digit_is(find):
+def test_a_0_with_a_speck_in_it_is_no_frame_but_what_holds_a_small_digit_is():
     framed = page(("7", 280, 100), size=(600, 300), frame=(20, 10, 580, 290))
     assert find(framed)[1][:, 0] == pytest.approx([280], abs=8)
     speck = (125, 145, 134, 154)
     assert len(find(page(("0", 100, 100), ("7", 300, 100), size=(600, 300), frame=speck))[0]) == 2
 
 
-def test_an_image_holds_no_ink_of_the_next_digit_though_it_reaches_into_its_box(find):
+def test_an_image_holds_no_ink_of_the_next_digit_though_it_reaches_into_its_box():
     (first, _), _, _ = find(page(("/", 600, 400), ("/", 640, 400), pen=12))
     (alone,), _, _ = find(page(("/", 600, 400), pen=12))
     assert np.array_equal(first, alone)
 
 
-def test_a_digit_that_the_border_cuts_alone_is_read(find):
+def test_a_digit_that_the_border_cuts_alone_is_read():
     (image,), _, _ = find(page(("5", 0, 100), size=(400, 300)))
     (inside,), _, _ = find(page(("5", 150, 100), size=(400, 300)))
     assert close(image, inside)
@@ -329,7 +317,7 @@ def test_a_digit_that_the_border_cuts_alone_is_read(find):
 
 
 @pytest.mark.parametrize("side", [1, 28, 300])
-def test_a_page_without_ink_is_refused(find, side):
+def test_a_page_without_ink_is_refused(side):
     noise = np.random.default_rng(0).normal(0, 5, (side, side))
     pages = [np.full((side, side), 255), np.zeros((side, side)), 180 + noise, np.zeros((side, side, 4))]
     if side > 28:  # at 28 pixels a gradient could be a broad stroke, and a line a 1

@@ -51,4 +51,3 @@ def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):
     figure = pictures.draw_steps(MY_DIGIT)
     assert len(figure.axes) == 6 and all(ax.images for ax in figure.axes)
     assert np.asarray(figure.axes[5].images[0].get_array()).shape == (60, 30)
-    pictures.plt.close("all")

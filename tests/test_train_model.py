@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -260,4 +259,3 @@ def test_curves_are_the_readmes_two_plots(epochs):
         left, right = ax.get_xlim()
         ticks = [tick for tick in ax.get_xticks() if left <= tick <= right]
         assert ticks and set(ticks) <= set(numbers), ticks
-    plt.close(figure)

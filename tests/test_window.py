@@ -13,12 +13,6 @@ from build_model import load_model
 from evaluate_model import EDGE, PAPER_SIZE, PEN, drawing_window, find_digits
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 class Window:
     """A drawing window on matplotlib's canvas without a display, and what a user does in it."""
 
