@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
-SHOWN = 36  # at most this many images or pictures in a figure: more would be too small to see
+SHOWN = 36  # at most this many images or pictures in a figure. Higher: too many to look at; lower: fewer are seen
 
 
 def evaluate_model(data="mnist", model=None):
@@ -65,8 +65,8 @@ def evaluate_model(data="mnist", model=None):
         print("No mistakes to draw: every test image was read right")
     else:
         confidence = probabilities.max(axis=1)
-        surest_first = np.argsort(-confidence[wrong], kind="stable")
-        surest = wrong[surest_first[:SHOWN]]
+        wrong = wrong[np.argsort(-confidence[wrong])]  # the surest first
+        surest = wrong[:SHOWN]
         titles = [f"{y_true[i]} read as {y_pred[i]}\n{100 * confidence[i]:.1f} %" for i in surest]
         note = f"the {len(surest)} surest of {len(wrong)} mistakes"
         save_and_show(draw_mistakes(X_test[surest], titles, note), path, "mistakes", f" ({note})")
@@ -118,7 +118,7 @@ def read_pictures(pictures, data="mnist", model=None):
         InputError: no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
-    if path.name == model_path("digits").name:  # the default name for the data digits
+    if path.name == model_path("digits").name:  # as --data digits names it
         print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, shown = [], []
     for picture in pictures:
@@ -140,7 +140,7 @@ def read_pictures(pictures, data="mnist", model=None):
 
 
 def describe(probabilities, rows):
-    """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, in two rows, `12 3? (least sure: 3, 71.20 %)`."""
+    """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, of several, `12 3? (least sure: 3, 71.20 %)`."""
     # For `12 3?`, texts are "1", "2" and "3?", rows are 0, 0 and 1, and words become "12" and "3?".
     texts = np.array(digit_texts(probabilities))
     words = ["".join(texts[rows == row]) for row in np.unique(rows)]
@@ -177,7 +177,7 @@ def draw_predictions(shown):
         axes = cell.subplots(1, parts, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
-        # Grey boxes around all that find_strokes() leaves; red ones lie over those that were read.
+        # Grey boxes around all that find_strokes() keeps; red ones lie over those that were read.
         _, _, stroke_boxes = find_strokes(remove_paper(pixels))
         for box in stroke_boxes:
             draw_box(axes[0], box, "0.5")
@@ -209,11 +209,12 @@ def draw_box(ax, box, color):
 #
 # A stroke is a connected piece of ink: a whole digit, or a part of one. In a numbered picture, int (height, width),
 # the pixels of the first stroke are 1, those of the second 2, and so on; the paper is 0. Of the strokes not dropped so
-# far, `numbers` are their numbers, int (n,), and `boxes` their left, top, right and bottom in pixels, int (n, 4).
-# Comments on a constant say what goes wrong when it is higher, and when it is lower.
+# far, `numbers` are their numbers, int (n,), and `boxes` their left, top, right and bottom in pixels, int (n, 4); right
+# and bottom are exclusive, as in slices. Comments on a constant say what goes wrong when it is higher, and when it is
+# lower; each was tried on about 400 pictures.
 
 LONGEST = 1000  # pixels of the longer side, to which pictures are reduced. Higher: slow; lower: small digits are lost
-BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: not even cut ones that are blurred
+BORDER = 3  # pixels along each edge. Higher: whole digits count as cut off; lower: blurred cut ones don't
 
 
 def find_digits(pixels):
@@ -254,8 +255,8 @@ def load_picture(path):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             if image.width * image.height > 50_000_000:  # it could fill the memory
-                raise ValueError("more than 50 megapixels")
-            if image.mode[0] in "IF":  # 16-bit integers and floats, which Pillow cuts off at 255
+                raise ValueError("more than 50 megapixels: reduce it first")
+            if image.mode[0] in "IF":  # the modes of 16-bit integers and floats, which Pillow would cut off at 255
                 raise ValueError("more than 8 bits a colour")
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX averages: thin strokes fade, but stay
@@ -269,12 +270,13 @@ def remove_paper(pixels):
     brightness = brightness_of(pixels)
     bright_ink = -brightness if ink_is_dark(brightness) else brightness
     side = min(brightness.shape)
-    blur = side / 600  # against noise. Higher: thin strokes fade; lower: specks stay
+    blur = side / 600  # averages noise away. Higher: thin strokes fade; lower: specks stay
     bright_ink = ndimage.gaussian_filter(bright_ink, blur)
 
     # To see the paper alone, erase the ink, which is narrow and bright, by an opening: each pixel becomes the darkest
     # in a window around it, then the brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1.
-    window = max(15, int(0.2 * side))  # higher: the edges of shadows count as ink; lower: broad strokes become hollow
+    # At least 15, for tiny pictures. Higher: the edges of shadows count as ink; lower: broad strokes vanish.
+    window = max(15, int(0.2 * side))
     # A strip of desk along the edge would be narrow, too. With the edge's pixels repeated, it is wide, like paper.
     padded = np.pad(bright_ink, window, "edge")
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
@@ -282,13 +284,12 @@ def remove_paper(pixels):
 
 
 def brightness_of(pixels):
-    """Return the logarithm of a picture's grey values, float32 (height, width)."""
+    """Return the logarithm of a picture's grey values, each plus 100, float32 (height, width)."""
     image = Image.fromarray(pixels).convert("RGBA")
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
-    # A shadow darkens ink and paper by one factor. As log(a * b) = log(a) + log(b), it takes about the same from both
-    # logarithms, and ink in a shadow stands out nearly as in the light. Without the 100, it would be exactly the same,
-    # but noise in what is nearly black would stand out, too. Higher: a shadow counts more.
+    # A shadow divides ink and paper by one factor: from both logarithms, it subtracts the same, so that the ink stands
+    # out as in the light. The 100 gives up a part of that. Higher: shadows count more; lower: noise in near-black does.
     return np.log(100 + grey)
 
 
@@ -308,7 +309,7 @@ def find_strokes(ink):
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     horizontal = ruled_lines(strong)
-    vertical = ruled_lines(strong.T).T  # those of the picture on its side, as on squared paper
+    vertical = ruled_lines(strong.T).T  # of the picture on its side, for squared paper
     strong = strong & ~(horizontal | vertical)
 
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
@@ -319,11 +320,11 @@ def find_strokes(ink):
     strength = ndimage.mean(ink, strokes, numbers)  # of each stroke
     least = 0.55 * usual  # higher: faint digits are lost; lower: creases are read
     # 0.12 is log(100 + 255) - log(100 + 215), light grey on white. Nothing on an empty page stands out so much.
-    is_ink = strength > max(least, 0.12)
+    stands_out = strength > max(least, 0.12)
     left, top, right, bottom = boxes.T
     shortest = 0.025 * min(ink.shape)  # higher: small digits are lost; lower: dust counts
     is_long = np.maximum(right - left, bottom - top) > shortest
-    chosen = is_ink & is_long
+    chosen = stands_out & is_long
     return strokes, numbers[chosen], boxes[chosen]
 
 
@@ -331,11 +332,12 @@ def ruled_lines(strong):
     """Find a ruled page's lines, or pieces of them: long, nearly horizontal, and leading to the left or right border.
 
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
+    Without them, a digit that stood on one may be in two pieces, which join_strokes() puts together.
     """
-    # In pixels, a slanted line is a staircase of short steps. A pixel wider all around, they overlap, and are longer.
+    # A slanted line is a staircase of short steps. Widened by a pixel, each row holds its neighbours' steps, too.
     grown = ndimage.maximum_filter(strong, 3)
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
-    length = max(50, int(0.15 * strong.shape[1]))  # in a small picture, digits are longer than that part of it
+    length = max(50, int(0.15 * strong.shape[1]))  # in small pictures, digits are wider than 15 %
     # Keep only what is at least `length` pixels long from left to right, by an opening with a window of one row.
     runs = ndimage.grey_opening(grown, (1, length), mode="constant")  # "constant": no ink beyond the border
     lines, _ = ndimage.label(runs)
@@ -361,7 +363,7 @@ def choose_strokes(strokes, numbers, boxes):
         at_border[:] = False
     digit_size = usual_size(boxes[~is_frame & ~at_border])
 
-    # What lies at the border is no whole digit if its centre is near the edge, or if it is very tall.
+    # Drop what lies at the border if its centre is near the edge, or if it is very tall.
     x, y = centres(boxes)
     depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
     is_shallow = depth < 0.3 * digit_size  # higher: whole digits are lost; lower: the edge of a desk is read
@@ -376,7 +378,7 @@ def find_frames(strokes, numbers, boxes):
     heights = boxes[:, 3] - boxes[:, 1]
     is_frame = np.zeros(len(boxes), bool)
     for i, (left, top, right, bottom) in enumerate(boxes):
-        inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # whose centres lie in this box, its own, too
+        inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # centres in this box, including its own
         others = heights[inside].sum() - heights[i]
         # Higher: a frame around one small digit is read; lower: a 0 with a speck in it isn't.
         holds_strokes = others > 0.2 * heights[i]
@@ -448,9 +450,9 @@ def reading_order(boxes):
     downwards = y.argsort()
     # Half a digit's height. Higher: two rows are read as one; lower: a slanted row falls apart.
     step = 0.5 * np.median(bottom - top)
-    begins_row = np.diff(y[downwards], prepend=y.min()) > step  # is it so far below the one before?
+    begins_row = np.diff(y[downwards]) > step  # from the second on: is it so far below the one before?
     rows = np.zeros(len(boxes), int)
-    rows[downwards] = begins_row.cumsum()  # for y 10, 12, 80: False, False, True becomes 0, 0, 1
+    rows[downwards[1:]] = begins_row.cumsum()  # the first stays 0; False, True, False, True become 0, 1, 1, 2
     order = np.lexsort((left, rows))  # by row, and within a row by the left edge
     return order, rows[order]
 
@@ -463,9 +465,9 @@ def cut_out(ink, box):
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.
-    missing = max(0, round(10 - pen))
-    # Each pixel becomes the brightest in a window of that size: strokes get wider by `missing` pixels.
-    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + missing))
+    too_thin_by = max(0, round(10 - pen))
+    # Each pixel becomes the brightest in a window of that size: strokes get wider by `too_thin_by` pixels.
+    return fit_to_mnist(ndimage.maximum_filter(digit, 1 + too_thin_by))
 
 
 # Drawing in a window
@@ -537,8 +539,8 @@ def drawing_window(network):
         update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # Kept in the figure: the selector ends when nothing refers to it. Its line is seen only while the mouse is down;
-    # 0.8 of PEN in points is about PEN pixels of the drawing, in a window of the usual size.
+    # Kept in the figure, or Python would delete it. Its line is seen only while the mouse is down; 0.8 of PEN in points
+    # is about PEN pixels of the drawing, in a window of the usual size.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 
