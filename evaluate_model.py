@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 # build_model before the others: it starts TensorFlow quietly.
-from build_model import keras, load_model, model_parser, model_path, save_and_show, verbosity
+from build_model import keras, load_model, model_parser, save_and_show, verbosity
 from load_data import CLASSES, InputError, crop_and_scale, fit_to_mnist, load_data, one_line, run
 
 import matplotlib.pyplot as plt
@@ -118,8 +118,6 @@ def read_pictures(pictures, data="mnist", model=None):
         InputError: no such model, one that doesn't fit these images, a figure that can't be saved.
     """
     network, path = load_model(data, model)
-    if path.name == model_path("digits").name:  # as --data digits names it
-        print("note: a model trained on digits has seen 8x8 pixels, and isn't meant for pictures", file=sys.stderr)
     answers, shown = [], []
     for picture in pictures:
         try:

@@ -198,16 +198,6 @@ def test_odd_file_names_are_shown_and_no_failure(name, shown, here, end_of, recw
     assert not recwarn.list  # it would be a line on stderr
 
 
-def test_models_of_digits_are_not_meant_for_pictures(here, end_of, saved):
-    shutil.copy("m.h5", "digits_classification_model.h5")
-    for args in (["--data", "digits"], ["--model", "digits_classification_model.h5"]):
-        end = end_of(module, *args, MY_DIGIT)
-        assert end.code == 0 and end.out.startswith(f"{MY_DIGIT}: 7 (")
-        assert end.err.startswith("note: a model trained on digits ") and end.err.count("\n") == 1
-    shutil.copy("m.h5", "digits_v2.h5")  # anybody's digits
-    assert end_of(module, "--model", "digits_v2.h5", MY_DIGIT).err == ""
-
-
 def test_the_figure_shows_what_was_found_where_and_what_the_network_saw(here, end_of, saved):
     white, several = "white on nothing.png", "page" * 9 + ".png"
     page(("7", 40, 30), mode="RGBA", ink="white", paper=(0, 0, 0, 0)).save(white)
@@ -257,4 +247,4 @@ def test_answers_are_without_dropout_and_repeat_without_warnings(here, digits_mo
     for _ in range(6):
         ((_, probabilities),) = module.read_pictures([MY_DIGIT], model=digits_model[0])
         assert np.allclose(probabilities, expected, atol=1e-6)
-    assert all(line.startswith("note: ") for line in capfd.readouterr().err.splitlines())
+    assert capfd.readouterr().err == ""
