@@ -125,17 +125,6 @@ def test_what_is_no_data_set(tmp_path, monkeypatch):
             load_data(source)
 
 
-def test_more_images_than_the_limit(npz, tmp_path, arrays, monkeypatch):
-    write_idx(tmp_path, arrays)
-    monkeypatch.setattr(module, "MAX_BYTES", 30 * 784 + 16)  # an IDX header has 16 bytes
-    assert len(load_data(npz)[0]) == len(load_data(tmp_path)[0]) == 30
-    monkeypatch.setattr(module, "MAX_BYTES", 20 * 784)
-    with pytest.raises(InputError, match="small.npz: .*an array takes over"):
-        load_data(npz)
-    with pytest.raises(InputError, match="train-images-idx3-ubyte: "):
-        load_data(tmp_path)
-
-
 UNFIT = (
     r"train-images-idx3-ubyte: isn't an IDX file \(at most 219 MB\) of 3 dimensions with a header that fits its length$"
 )
