@@ -15,8 +15,6 @@ import build_model as module
 from build_model import build_model, load_model, model_path, save_and_show, save_model, verbosity
 from load_data import InputError, load_data
 
-# The network
-
 
 def test_layers_shapes_and_parameters():
     # Worked out by hand: (kernel height * width * channels in + 1 bias) * channels out.

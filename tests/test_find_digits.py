@@ -73,9 +73,6 @@ def test_mnists_own_digits_come_back(digit, scale, least, invert):
     assert np.abs(found - image / 255).mean() < 0.1
 
 
-# One digit
-
-
 def test_form_and_proportions():
     image = load(drawing())
     assert not close(image, image[:, ::-1]) and not close(image, 1 - image), "what the other tests rely on"
