@@ -235,10 +235,8 @@ def find_digits(pixels):
     if not digits:
         raise InputError("no digit found in it; each must stand out from its paper, and apart from other ink")
     order, rows = reading_order(boxes)
-    images = []
-    for i in order:
-        is_its_own = np.isin(strokes, digits[i])  # true at the pixels of this digit's strokes
-        images.append(cut_out(ink * is_its_own, boxes[i]))
+    # np.isin() is true at the pixels of the digit's own strokes: there is no ink of others in its image.
+    images = [cut_out(ink * np.isin(strokes, digits[i])) for i in order]
     return np.stack(images)[..., np.newaxis], boxes[order], rows
 
 
@@ -306,9 +304,7 @@ def find_strokes(ink):
     # The usual strength of ink. Higher than 0.33: only the strongest counts; lower: paper counts, too.
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
-    horizontal = ruled_lines(strong)
-    vertical = ruled_lines(strong.T).T  # of the picture on its side, for squared paper
-    strong = strong & ~(horizontal | vertical)
+    strong = strong & ~ruled_lines(strong) & ~ruled_lines(strong.T).T  # .T: on its side, for squared paper
 
     touching = np.ones((3, 3))  # around a pixel, all eight others touch it, those at its corners, too
     strokes, count = ndimage.label(strong, touching)  # pixels that touch get the same number
@@ -455,11 +451,9 @@ def reading_order(boxes):
     return order, rows[order]
 
 
-def cut_out(ink, box):
+def cut_out(ink):
     """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
-    left, top, right, bottom = box
-    digit = ink[top:bottom, left:right]
-    digit = np.pad(crop_and_scale(digit, 100), 5)  # padded, so that strokes have room to grow
+    digit = np.pad(crop_and_scale(ink, 100), 5)  # padded, so that strokes have room to grow
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.

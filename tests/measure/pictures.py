@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import evaluate_model as module
-from build_model import load_model
-from load_data import InputError, data_parser, load_data, run
+from build_model import load_model, model_parser
+from load_data import InputError, load_data, run
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -151,8 +151,7 @@ def in_colours(strokes):
 
 
 def main():
-    parser = data_parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mnist_classification_model.h5", help="default: %(default)s")
+    parser = model_parser(__doc__.splitlines()[0])
     parser.add_argument("--each", type=int, default=200, help="pictures of each kind (default: %(default)s)")
     parser.add_argument("--steps", metavar="PICTURE", help="draw the steps from this picture to its digits")
     args = parser.parse_args()
