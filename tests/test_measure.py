@@ -45,4 +45,4 @@ def test_the_steps_are_drawn(tmp_path, monkeypatch, end_of):
     assert end_of(pictures, "--steps", ROOT / ".github/images/page.jpg") == (0, "Saved steps.png\n", "")
     figure = pictures.draw_steps(MY_DIGIT)
     assert len(figure.axes) == 6 and all(ax.images for ax in figure.axes)
-    assert np.asarray(figure.axes[5].images[0].get_array()).shape == (60, 30)
+    assert np.asarray(figure.axes[5].images[0].get_array()).shape == (28, 28)

@@ -125,15 +125,13 @@ def draw_steps(picture):
     digits, _ = module.join_strokes(*module.choose_strokes(strokes, numbers, boxes))
     joined = sum(number * np.isin(strokes, own) for number, own in enumerate(digits, start=1))
     images, found, _ = module.find_digits(pixels)
-    columns = -(-len(images) // 2)
-    framed = np.pad(images[..., 0], [(0, 2 * columns - len(images)), (1, 1), (1, 1)], constant_values=0.4)
     panels = {
         "1. the picture": pixels,
         "2. paper removed": ink,
         "3. strokes": in_colours(strokes * np.isin(strokes, numbers)),
         "4. chosen, 5. joined": in_colours(joined),
         "6. in reading order": pixels,
-        "7. like MNIST's": np.vstack([np.hstack(framed[:columns]), np.hstack(framed[columns:])]),
+        "7. like MNIST's": np.hstack(images[..., 0]),
     }
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     for ax, (title, panel) in zip(axes.flat, panels.items()):
