@@ -51,8 +51,8 @@ def evaluate_model(data="mnist", model=None):
     loss = float(keras.losses.categorical_crossentropy(y_test, probabilities).numpy().mean())
     correct = int((y_true == y_pred).sum())
     accuracy = correct / len(y_true)
-    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Of the
-    # ways to compute it, Wilson's also works where nearly all are right.
+    # The test images are a sample: over all images of the kind, the accuracy probably lies in this interval. Wilson's
+    # method works even where nearly all are right.
     interval = binomtest(correct, len(y_true)).proportion_ci(method="wilson")
     print(f"Test loss: {loss:.4f}")
     print(f"Test accuracy: {accuracy:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f})")
@@ -138,7 +138,10 @@ def read_pictures(pictures, data="mnist", model=None):
 
 
 def describe(probabilities, rows):
-    """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, of several, `12 3? (least sure: 3, 71.20 %)`."""
+    """Return what is read: `7 (99.87 %, then 1: 0.08 %)`, or, of several, `12 3? (least sure: 3, 71.20 %)`.
+
+    `rows`, int (n,), are the numbers of the rows that the digits stand in.
+    """
     # For `12 3?`, texts are "1", "2" and "3?", rows are 0, 0 and 1, and words become "12" and "3?".
     texts = np.array(digit_texts(probabilities))
     words = ["".join(texts[rows == row]) for row in np.unique(rows)]
@@ -175,7 +178,7 @@ def draw_predictions(shown):
         axes = cell.subplots(1, parts, squeeze=False)[0]
         axes[0].imshow(pixels)
         axes[0].set_facecolor("0.6")  # shows through where the picture is transparent
-        # Grey boxes around all that find_strokes() keeps; red ones lie over those that were read.
+        # Grey: each stroke that find_strokes() keeps; then, red: each digit.
         _, _, stroke_boxes = find_strokes(remove_paper(pixels))
         for box in stroke_boxes:
             draw_box(axes[0], box, "0.5")
@@ -204,6 +207,8 @@ def draw_box(ax, box, color):
 # 5. join_strokes(): put the parts of each digit together. Dropped: dots and dashes
 # 6. reading_order()
 # 7. cut_out(): make each digit look like MNIST's
+#
+# Nothing here knows what digits look like: any ink of about the usual size is taken for one, a letter, too.
 #
 # A stroke is a connected piece of ink: a whole digit, or a part of one. In a numbered picture, int (height, width),
 # the pixels of the first stroke are 1, those of the second 2, and so on; the paper is 0. Of the strokes not dropped so
@@ -252,7 +257,7 @@ def load_picture(path):
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             if image.width * image.height > 50_000_000:  # it could fill the memory
                 raise ValueError("more than 50 megapixels: reduce it first")
-            if image.mode[0] in "IF":  # the modes of 16-bit integers and floats, which Pillow would cut off at 255
+            if image.mode.startswith(("I", "F")):  # 16-bit integers and floats, which Pillow would cut off at 255
                 raise ValueError("more than 8 bits a colour")
             image = ImageOps.exif_transpose(image).convert("RGBA")  # telephones note how a picture is to be turned
             image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)  # BOX averages: thin strokes fade, but stay
@@ -271,9 +276,9 @@ def remove_paper(pixels):
 
     # To see the paper alone, erase the ink, which is narrow and bright, by an opening: each pixel becomes the darkest
     # in a window around it, then the brightest of these. With a window of 3, a row 1 1 9 9 1 1 becomes 1 1 1 1 1 1.
-    # At least 15, for tiny pictures. Higher: the edges of shadows count as ink; lower: broad strokes vanish.
+    # Higher than 0.2: the edges of shadows count as ink; lower: broad strokes vanish. At least 15, for tiny pictures.
     window = max(15, int(0.2 * side))
-    # A strip of desk along the edge would be narrow, too. With the edge's pixels repeated, it is wide, like paper.
+    # Repeating the edge's pixels makes a strip of desk that lies there wide, so that it counts as paper.
     padded = np.pad(bright_ink, window, "edge")
     paper = ndimage.grey_opening(padded, window)[window:-window, window:-window]
     return bright_ink - paper
@@ -284,8 +289,8 @@ def brightness_of(pixels):
     image = Image.fromarray(pixels).convert("RGBA")
     backing = Image.new("RGBA", image.size, "grey")  # of what is transparent: black and white ink both show on it
     grey = np.asarray(Image.alpha_composite(backing, image).convert("L"), np.float32)  # from 0 to 255
-    # A shadow divides ink and paper by one factor: from both logarithms, it subtracts the same, so that the ink stands
-    # out as in the light. The 100 gives up a part of that. Higher: shadows count more; lower: noise in near-black does.
+    # A shadow divides ink and paper by one factor, so their logarithms differ as in the light: with the 100 added, only
+    # roughly. Higher: ink in a shadow stands out less; lower: noise in what is nearly black stands out.
     return np.log(100 + grey)
 
 
@@ -301,7 +306,7 @@ def ink_is_dark(brightness):
 
 def find_strokes(ink):
     """Number the strokes: return the numbered picture, and `numbers` and `boxes` without faint strokes and specks."""
-    # The usual strength of ink. Higher than 0.33: only the strongest counts; lower: paper counts, too.
+    # The usual strength of ink. A factor above 0.33: only the strongest ink counts; below: paper counts, too.
     usual = np.median(ink[ink >= 0.33 * ink.max()])
     strong = ink > 0.4 * usual  # higher: faint strokes break; lower: blurred neighbours touch
     strong = strong & ~ruled_lines(strong) & ~ruled_lines(strong.T).T  # .T: on its side, for squared paper
@@ -326,9 +331,9 @@ def ruled_lines(strong):
     """Find a ruled page's lines, or pieces of them: long, nearly horizontal, and leading to the left or right border.
 
     Takes and returns a bool mask (height, width); the lines come back a pixel wider all around, to cover their edges.
-    Without them, a digit that stood on one may be in two pieces, which join_strokes() puts together.
+    A digit on a line may be left in two pieces, one above the other, which join_strokes() puts together.
     """
-    # A slanted line is a staircase of short steps. Widened by a pixel, each row holds its neighbours' steps, too.
+    # A slanted line is a staircase of short steps. Widened by a pixel all around, each row holds three steps in a line.
     grown = ndimage.maximum_filter(strong, 3)
     # Higher: lines that digits interrupt are missed; lower: the bars of digits are taken for lines.
     length = max(50, int(0.15 * strong.shape[1]))  # in small pictures, digits are wider than 15 %
@@ -337,8 +342,9 @@ def ruled_lines(strong):
     lines, _ = ndimage.label(runs)
     left, _, right, _ = find_boxes(lines).T
     at_border = (left < BORDER) | (right > strong.shape[1] - BORDER)
-    is_line = at_border & (at_border.sum() > 1)  # a single piece may be a digit's bar
-    return np.isin(lines, 1 + np.flatnonzero(is_line))  # they are numbered from 1
+    if at_border.sum() < 2:  # a single piece may be a digit's bar
+        at_border[:] = False
+    return np.isin(lines, 1 + np.flatnonzero(at_border))  # they are numbered from 1
 
 
 def find_boxes(strokes):
@@ -348,7 +354,7 @@ def find_boxes(strokes):
 
 
 def choose_strokes(strokes, numbers, boxes):
-    """Leave out frames and most of what lies at the border: return `numbers`, `boxes` and a digit's usual size."""
+    """Leave out frames and most of what lies at the border: return `numbers`, `boxes` and about a digit's size."""
     is_frame = find_frames(strokes, numbers, boxes)
     left, top, right, bottom = boxes.T
     picture_height, picture_width = strokes.shape
@@ -359,10 +365,10 @@ def choose_strokes(strokes, numbers, boxes):
 
     # Drop what lies at the border if its centre is near the edge, or if it is very tall.
     x, y = centres(boxes)
-    depth = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
-    is_shallow = depth < 0.3 * digit_size  # higher: whole digits are lost; lower: the edge of a desk is read
+    to_edge = np.min([x, y, picture_width - x, picture_height - y], axis=0)  # from the centre to the nearest edge
+    is_near = to_edge < 0.3 * digit_size  # higher: whole digits are lost; lower: the edge of a desk is read
     is_tall = bottom - top > 1.9 * digit_size  # higher: margin lines are read; lower: long-tailed digits aren't
-    chosen = ~is_frame & ~(at_border & (is_shallow | is_tall))
+    chosen = ~is_frame & ~(at_border & (is_near | is_tall))
     return numbers[chosen], boxes[chosen], digit_size
 
 
@@ -372,8 +378,8 @@ def find_frames(strokes, numbers, boxes):
     heights = boxes[:, 3] - boxes[:, 1]
     is_frame = np.zeros(len(boxes), bool)
     for i, (left, top, right, bottom) in enumerate(boxes):
-        inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # centres in this box, including its own
-        others = heights[inside].sum() - heights[i]
+        inside = (left < x) & (x < right) & (top < y) & (y < bottom)  # strokes whose centres lie in this box
+        others = heights[inside].sum() - heights[i]  # not its own
         # Higher: a frame around one small digit is read; lower: a 0 with a speck in it isn't.
         holds_strokes = others > 0.2 * heights[i]
         third_x, third_y = (right - left) // 3, (bottom - top) // 3
@@ -438,7 +444,7 @@ def belong_together(a, b, digit_size):
 
 
 def reading_order(boxes):
-    """Sort boxes as one reads, row by row from the left: return their order, then the rows' numbers, both int (n,)."""
+    """Sort boxes as one reads: return their order and, in that order, the number of each one's row, both int (n,)."""
     left, top, _, bottom = boxes.T
     _, y = centres(boxes)
     downwards = y.argsort()
@@ -447,13 +453,13 @@ def reading_order(boxes):
     begins_row = np.diff(y[downwards]) > step  # from the second on: is it so far below the one before?
     rows = np.zeros(len(boxes), int)
     rows[downwards[1:]] = begins_row.cumsum()  # the first stays 0; False, True, False, True become 0, 1, 1, 2
-    order = np.lexsort((left, rows))  # by row, and within a row by the left edge
+    order = np.lexsort((left, rows))  # by row (the last key counts first), then by the left edge
     return order, rows[order]
 
 
 def cut_out(ink):
     """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
-    digit = np.pad(crop_and_scale(ink, 100), 5)  # padded, so that strokes have room to grow
+    digit = np.pad(crop_and_scale(ink, 100), 5)  # padded: strokes can grow by up to 10 pixels, 5 on each side
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.
@@ -465,7 +471,7 @@ def cut_out(ink):
 # Drawing in a window
 
 PAPER_SIZE = (520, 400)  # width and height in pixels
-EDGE = 20  # pixels all around that aren't shown: a stroke that leaves the window isn't cut off by the picture's border
+EDGE = 20  # pixels all around that aren't shown, so that ink at the window's edge doesn't touch the picture's border
 PEN = 14  # width in pixels. Higher: loops fill; lower: it is hard to see
 
 
@@ -531,8 +537,8 @@ def drawing_window(network):
         update()
 
     figure.canvas.mpl_connect("key_press_event", press_key)
-    # Kept in the figure, or Python would delete it. Its line is seen only while the mouse is down; 0.8 of PEN in points
-    # is about PEN pixels of the drawing, in a window of the usual size.
+    # Kept in the figure, or Python would delete it. Its line is seen only while the mouse is down; 0.8 makes it about
+    # as wide as the drawn stroke.
     figure.pen = LassoSelector(paper, add_stroke, props={"color": "black", "linewidth": 0.8 * PEN})
 
 
