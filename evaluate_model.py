@@ -240,8 +240,7 @@ def find_digits(pixels):
     if not digits:
         raise InputError("no digit found in it; each must stand out from its paper, and apart from other ink")
     order, rows = reading_order(boxes)
-    # np.isin() is true at the pixels of the digit's own strokes: there is no ink of others in its image.
-    images = [cut_out(ink * np.isin(strokes, digits[i])) for i in order]
+    images = [cut_out(ink, strokes, digits[i], boxes[i]) for i in order]
     return np.stack(images)[..., np.newaxis], boxes[order], rows
 
 
@@ -457,9 +456,15 @@ def reading_order(boxes):
     return order, rows[order]
 
 
-def cut_out(ink):
-    """Make one digit's ink an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width."""
-    digit = np.pad(crop_and_scale(ink, 100), 5)  # padded: strokes can grow by up to 10 pixels, 5 on each side
+def cut_out(ink, strokes, numbers, box):
+    """Make one digit an image like MNIST's, float32 (28, 28), with strokes of at least about MNIST's width.
+
+    `numbers` are those of its strokes.
+    """
+    left, top, right, bottom = box
+    is_its_own = np.isin(strokes[top:bottom, left:right], numbers)  # others can reach into its box
+    digit = crop_and_scale(ink[top:bottom, left:right] * is_its_own, 100)
+    digit = np.pad(digit, 5)  # strokes can grow by up to 10 pixels, 5 on each side
     distance = ndimage.distance_transform_edt(digit > 0.5)  # for each pixel of ink, how far it is to the nearest paper
     pen = 2 * distance.max()  # the farthest lies in the middle of the widest stroke
     # In a digit of 100 pixels, MNIST's pen is about 10 wide. Higher: loops fill; lower: thin strokes vanish in 28x28.
