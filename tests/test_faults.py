@@ -138,7 +138,7 @@ def test_output_that_cant_be_written_is_said_before_training(here, monkeypatch, 
         assert "None" not in end.code and sorted(os.listdir()) == ["folder.h5", "m.h5", "small.npz"]
     monkeypatch.setattr("tempfile.NamedTemporaryFile", failing(OSError(errno.EROFS, "Read-only file system")))
     assert_one_line(end_of(train_model, *TRAIN).code, "m.h5: can't be written (Read-only file system)")
-    assert Path("m.h5").read_bytes() == OLD
+    assert Path("m.h5").read_bytes() == OLD and sorted(os.listdir()) == ["folder.h5", "m.h5", "small.npz"]
 
 
 # Ctrl-C

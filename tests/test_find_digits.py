@@ -84,13 +84,6 @@ def test_form_and_proportions():
     assert len(np.unique(image)) > 20, "anti-aliased"
 
 
-def transparent(shade):
-    """Return a 7 of one shade on no paper at all."""
-    image = Image.new("LA", (300, 400), (shade, 0))
-    image.putalpha(drawing(255, 0))
-    return image
-
-
 def with_bars(image, shade, *bars):
     """Return the picture with dark bars in it, each a slice of its pixels."""
     pixels = np.array(image)
@@ -117,7 +110,8 @@ LOOKS = {
     "wide": drawing(size=(1500, 900), at=(30, 40)),
     "large": drawing(size=(3000, 4000), at=(600, 900), height=2000, pen=200),
     "palette": drawing().convert("P"),
-    **{f"transparent {shade}": transparent(shade) for shade in (0, 255)},
+    "black on nothing": drawing("black", (0, 0, 0, 0), mode="RGBA"),
+    "white on nothing": drawing("white", (255, 255, 255, 0), mode="RGBA").convert("LA"),
     "ruled": with_bars(drawing(pen=16), 120, *(np.s_[y : y + 2] for y in (60, 160, 260, 360))),
     "beside a desk": with_bars(drawing(60, 230), 70, np.s_[:, 270:]),
 }
@@ -267,6 +261,7 @@ def test_strokes_are_joined_by_their_boxes_and_dashes_dropped():
         ((62, 30, 110, 130), {body: [3], (62, 30, 110, 130): [8]}),  # beside it
         ((62, 85, 110, 130), {body: [3], (62, 85, 110, 130): [8]}),  # a small one
         ((100, 0, 260, 35), {body: [3]}),  # a thick dash
+        ((100, 90, 110, 120), {body: [3]}),  # a dot
     ]:
         digits, boxes = join_strokes(np.array([3, 8]), np.array([body, other]), 100.0)
         assert {tuple(box): numbers.tolist() for box, numbers in zip(boxes, digits, strict=True)} == expected

@@ -89,7 +89,9 @@ def test_model_of_the_readmes_own_training_evaluates(end_of, tmp_path, monkeypat
     "name, args, words",
     [
         ("train_model", "--epochs 1.5", "usage: .*--epochs: invalid int value: '1.5'"),
+        ("evaluate_model", "--epochs 3", "usage: .*unrecognized arguments"),
         ("evaluate_model", "--draw a.png", "usage: .*--draw takes no pictures"),
+        ("build_model", "x", "usage: .*unrecognized arguments"),
         ("load_data", "--data fashion", "fashion: no such file or folder"),
         ("train_model", "--data digits --epochs 0", "epochs must be a whole number from 1"),
         ("evaluate_model", "--data digits", "digits_classification_model.h5: no such model; train it first"),
@@ -146,6 +148,10 @@ def test_the_start_is_quiet_unless_the_user_wants_it_and_a_failure_is_shown(leve
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level or "")
     if level is None:
         monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    with load_data.quiet_start():
+        os.write(2, b"chatter")
+    os.write(2, b"later")
+    assert capfd.readouterr().err == f"{shown}later"
     with pytest.raises(ImportError), load_data.quiet_start():
         os.write(2, b"chatter")
         raise ImportError("no such library")

@@ -136,6 +136,7 @@ def test_bytes_that_are_no_model_are_refused(model, refused):
     build_small_network().save_weights("stranger.weights.h5")
     os.replace("stranger.weights.h5", model)
     refused(model, "No model config")
+    refused(model.rename("two  spaces, é.h5"))
 
 
 def test_keras_does_not_lecture_about_other_peoples_networks(model, recwarn):

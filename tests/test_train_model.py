@@ -35,9 +35,12 @@ class Watch(keras.callbacks.Callback):
         self.policies.add(keras.config.dtype_policy().name)
 
 
-def test_each_option_is_a_parameter(end_of, monkeypatch):
+def test_each_option_is_a_parameter_and_its_default_is_in_the_help(end_of, monkeypatch):
     calls = []
     monkeypatch.setattr(module, "train_model", lambda **options: calls.append(options))
+    words = " ".join(end_of(module, "--help").out.split())
+    for default in ("mnist)", "(default: 10)", "(default: 128)", "(default: 0)", "_classification_model.h5"):
+        assert default in words
     options = "--data digits --epochs 3 --batch-size 7 --seed 5 --model a.h5 --no-augment"
     assert end_of(module) == end_of(module, *options.split()) == (0, "", "")
     assert calls == [
